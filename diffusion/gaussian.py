@@ -1,0 +1,197 @@
+"""The forward process q and what it gives in closed form (Ho et al. 2020, Secs. 2-3).
+
+t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1 entries, and
+``alpha_bar[0] == 1``. Coefficients are float64 and cast where they meet an image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from diffusion.schedules import make_alphas
+
+Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) -> its prediction
+Time = Tensor | int  # t: (B,) int64, or one t for all
+
+PREDICTIONS = ("x0", "eps", "v")
+MIN_SNR_GAMMA = 5.0
+
+
+class GaussianDiffusion:
+    """A process with T steps, what the network predicts of it, and the loss it is trained with.
+
+    alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
+    rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). loss: a name in
+    LOSSES. first_timestep: the smallest t trained and sampled; 2 is "let x_1 = x_0".
+    Raises ValueError where first_timestep is not in 1 ... T.
+    """
+
+    def __init__(
+        self,
+        alphas: Tensor,
+        prediction: str = "v",
+        loss: str = "simple",
+        first_timestep: int = 1,
+    ) -> None:
+        self.timesteps = len(alphas)
+        if not 1 <= first_timestep <= self.timesteps:
+            raise ValueError(
+                f"--first-timestep must lie in 1..{self.timesteps}, got {first_timestep}"
+            )
+        self.prediction, self.first_timestep = prediction, first_timestep
+        self.alpha = F.pad(alphas, (1, 0), value=1.0)
+        self.alpha_bar = self.alpha.cumprod(0)
+        self.loss_weight = LOSSES[loss](self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.alpha_bar.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the arrays; returns itself."""
+        for name in ("alpha", "alpha_bar", "loss_weight"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def snr(self, t: Time) -> Tensor:
+        """alpha_bar / (1 - alpha_bar), the signal-to-noise ratio; infinite at t = 0."""
+        return self.alpha_bar[t] / (1 - self.alpha_bar[t])
+
+    # The forward process.
+
+    def q_sample(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) (Eq. 4)."""
+        signal, sigma = self.scales(t, x_0)
+        return signal * x_0 + sigma * noise
+
+    def scales(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped and cast to meet an image batch."""
+        alpha_bar = self.alpha_bar[t]
+        return expand(alpha_bar.sqrt(), like), expand((1 - alpha_bar).sqrt(), like)
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(x_s | x_t, x_0), any s < t (Eqs. 6-7, where s = t - 1).
+
+        At the network's estimate of x_0 the mean is the original's mu_prediction.
+        """
+        alpha_bar_t, alpha_bar_s = self.alpha_bar[t], self.alpha_bar[s]
+        alpha = alpha_bar_t / alpha_bar_s
+        of_x_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+        of_x_0 = alpha_bar_s.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
+        mean = expand(of_x_t, x_t) * x_t + expand(of_x_0, x_t) * x_0
+        return mean, expand(self.posterior_variance(t, s), x_t)
+
+    def posterior_variance(self, t: Time, s: Time) -> Tensor:
+        """sigma^2 (Eq. 7): (1 - alpha)(1 - alpha_bar_s) / (1 - alpha_bar_t); 0 at s = 0."""
+        return self.step_variance(t, s) * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
+
+    def step_variance(self, t: Time, s: Time) -> Tensor:
+        """beta of the jump, the variance of q(x_t | x_s): 1 - alpha_bar_t / alpha_bar_s."""
+        return 1 - self.alpha_bar[t] / self.alpha_bar[s]
+
+    # What the network says. With a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar): x_t = a x_0 + b eps.
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Time) -> Tensor:
+        """What the network should answer at x_t = q_sample(x_0, t, noise)."""
+        if self.prediction == "x0":
+            return x_0
+        if self.prediction == "eps":
+            return noise
+        a, b = self.scales(t, x_0)
+        return a * noise - b * x_0
+
+    def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """The clean image in x_t according to the network's output."""
+        if self.prediction == "x0":
+            return output
+        a, b = self.scales(t, x_t)
+        return (x_t - b * output) / a if self.prediction == "eps" else a * x_t - b * output
+
+    def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """The noise in x_t if the clean image is x_0 (Eq. 4 solved for it)."""
+        a, b = self.scales(t, x_t)
+        return (x_t - a * x_0) / b
+
+    # Training.
+
+    def losses(self, model: Model, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Algorithm 1, line 5: the weighted squared error of each image, mean over pixels, (B,)."""
+        output = model(self.q_sample(x_0, t, noise), t).float()
+        error = (output - self.target(x_0, noise, t)).square().flatten(1).mean(1)
+        return self.loss_weight[t].float() * error
+
+    def draw_timesteps(self, batch_size: int, generator: Generator) -> Tensor:
+        """t uniform on first_timestep ... T, (B,) int64, spread evenly over the batch.
+
+        Image j draws from the j-th of B equal slices, all at one random offset, so that a batch
+        sees all of t (Kingma et al. 2021, App. I.1). Give it images in random order.
+        """
+        offset = torch.rand((), device=self.device, generator=generator, dtype=torch.float64)
+        u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
+        count = self.timesteps - self.first_timestep + 1
+        return self.first_timestep + (u * count).long().clamp(max=count - 1)
+
+
+def make_diffusion(
+    schedule: str,
+    timesteps: int,
+    alphas: Sequence[float],
+    prediction: str,
+    loss: str,
+    first_timestep: int,
+) -> GaussianDiffusion:
+    """The process that a configuration describes. Raises ValueError; see make_alphas."""
+    hand_set = make_alphas(schedule, timesteps, alphas)
+    return GaussianDiffusion(hand_set, prediction, loss, first_timestep)
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """One value, or one per image (B,), as (B, 1, ..., 1) in the dtype of ``like``."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+# Losses differ only in a weight on t. Each function gives it for the squared error of the network's
+# own output, (T + 1,); the entry at t = 0 is never used.
+
+
+def simple(diffusion: GaussianDiffusion) -> Tensor:
+    """No weight: Eq. 14, where the network predicts the noise."""
+    return torch.ones_like(diffusion.alpha_bar)
+
+
+def kl(diffusion: GaussianDiffusion) -> Tensor:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) = |mu - mu_hat|^2 / (2 sigma^2(t)) (Eqs. 5, 8).
+
+    The means differ by their coefficient of x_0. At t = 1 the posterior has no width, and
+    sigma^2(2) stands in, as in Ho et al.'s code.
+    """
+    t = torch.arange(1, diffusion.timesteps + 1)
+    sigma2 = diffusion.posterior_variance(t, t - 1)
+    sigma2[0] = sigma2[1]
+    of_x_0 = diffusion.alpha_bar[t - 1].sqrt() * diffusion.step_variance(t, t - 1)
+    of_x_0 = of_x_0 / (1 - diffusion.alpha_bar[t])
+    return F.pad(of_x_0**2 / (2 * sigma2), (1, 0)) / output_scale(diffusion)
+
+
+def min_snr(diffusion: GaussianDiffusion) -> Tensor:
+    """min(SNR, 5) on the error of x_0 (Hang et al. 2023, Eq. 8)."""
+    t = torch.arange(1, diffusion.timesteps + 1)
+    weight = diffusion.snr(t).clamp(max=MIN_SNR_GAMMA)
+    return F.pad(weight, (1, 0)) / output_scale(diffusion)
+
+
+def output_scale(diffusion: GaussianDiffusion) -> Tensor:
+    """Squared error of the output per squared error of x_0: 1 for x0, SNR for eps, SNR + 1 for v."""
+    t = torch.arange(1, diffusion.timesteps + 1)
+    snr = F.pad(diffusion.snr(t), (1, 0), value=1.0)
+    return {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[diffusion.prediction]
+
+
+LOSSES: dict[str, Callable[[GaussianDiffusion], Tensor]] = {
+    "kl": kl,
+    "simple": simple,
+    "min-snr": min_snr,
+}

@@ -1,0 +1,51 @@
+"""The star: five leaves that do not know each other, joined by scripts nobody imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEAVES = {"config", "data", "diffusion", "models", "utils"}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - LEAVES
+
+
+def imported(source: str) -> set[str]:
+    """The top-level packages a source file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def leaf_files() -> list[Path]:
+    return [ROOT / "config.py", *(p for leaf in LEAVES for p in (ROOT / leaf).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", leaf_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_leaves_import_only_themselves(path):
+    own = path.parent.name if path.parent != ROOT else path.stem
+    assert imported(path.read_text()) & (LEAVES | SCRIPTS) <= {own}
+
+
+def test_config_imports_no_torch():
+    assert "torch" not in imported((ROOT / "config.py").read_text())
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_scripts_do_not_import_each_other(script):
+    assert not imported((ROOT / f"{script}.py").read_text()) & SCRIPTS
+
+
+def test_the_walk_sees_imports():
+    assert imported("from data.x import y\nimport models.unet") == {"data", "models"}  # control
+
+
+def test_init_files_only_re_export():
+    for path in ROOT.glob("*/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        kinds = {type(node) for node in body}
+        assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}, path

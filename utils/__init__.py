@@ -1,0 +1,1 @@
+"""Files on disk, keyed randomness, optimization: what the scripts need besides the science."""

@@ -1,0 +1,52 @@
+"""What time has to do with a run: its speed, what fits into some minutes, when to save."""
+
+import time
+
+import torch
+
+SETTLE_STEPS = 3  # they warm up caches and choose kernels
+SPEED_SECONDS = 5.0  # of steps, after which the speed is taken as known
+RESERVE = 0.06  # of the minutes, for held-out loss, previews and checkpoints
+
+
+class Clock:
+    """Starts when it is made. ``step_seconds`` is None until enough steps were counted."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.began = self.lapped = self.saved = time.monotonic()
+        self.steps, self.settled = 0, 0.0
+        self.step_seconds: float | None = None
+
+    def count_step(self, max_minutes: float) -> bool:
+        """True once: at the step after which the speed is known."""
+        if self.step_seconds is not None:
+            return False
+        self.steps += 1
+        if self.steps == SETTLE_STEPS:
+            self.settled = self.now()
+        enough = min(SPEED_SECONDS, 3 * max_minutes or SPEED_SECONDS)  # at most 5 % of them
+        if self.steps <= SETTLE_STEPS or time.monotonic() - self.settled < enough:
+            return False
+        self.step_seconds = (self.now() - self.settled) / (self.steps - SETTLE_STEPS)
+        return True
+
+    def steps_left(self, max_minutes: float) -> int:
+        """How many more steps fit into the minutes since the start, evaluation included."""
+        seconds = 60 * max_minutes * (1 - RESERVE) - (time.monotonic() - self.began)
+        return max(0, int(seconds / self.step_seconds))
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self.lapped = self.lapped, time.monotonic()
+        return self.lapped - before
+
+    def minutes(self) -> float:
+        """Since the start."""
+        return (time.monotonic() - self.began) / 60
+
+    def now(self) -> float:
+        """The time once the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()

@@ -1,0 +1,37 @@
+"""Where to compute, and in which number format."""
+
+import torch
+
+
+class DeviceError(Exception):
+    """A device that is not there; one line."""
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one; ``cpu``, ``cuda`` and ``cuda:N`` insist."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from e
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(f"--device {name}: this machine has {count} CUDA devices; use cpu")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """``bf16``, ``fp32`` or ``auto``: bfloat16 where the hardware has it."""
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

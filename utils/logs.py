@@ -1,0 +1,66 @@
+"""TensorBoard: curves and pictures that a resumed run continues without a gap or a duplicate."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+
+def open_log(folder: Path, first_step: int) -> SummaryWriter:
+    """A writer whose first curve point will be at this step.
+
+    Whatever an earlier process logged from that step on is dropped by the reader: those steps are
+    done again. The reader only honours this if the first process said it too, so every one does.
+    """
+    return SummaryWriter(folder, purge_step=first_step)
+
+
+class StepLog:
+    """Per-step values that stay on the device until they are written.
+
+    Reading one back makes the host wait for the device, so it is done for many steps at once.
+    """
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.writer = writer
+        self.steps: list[int] = []
+        self.values: dict[str, list[Tensor | float]] = {}
+
+    def add(self, step: int, **values: Tensor | float) -> None:
+        """Note values of this step; tensors must be scalars and are not waited for."""
+        self.steps.append(step)
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def write(self) -> dict[str, list[float]]:
+        """Write all that was noted; returns it, by name."""
+        written = {name: read_back(values) for name, values in self.values.items()}
+        for name, values in written.items():
+            for step, value in zip(self.steps, values, strict=True):
+                self.writer.add_scalar(f"train/{name}", value, step)
+        self.steps, self.values = [], {}
+        return written
+
+
+def read_back(values: list[Tensor | float]) -> list[float]:
+    """One transfer for all of them."""
+    if isinstance(values[0], Tensor):
+        return torch.stack(values).tolist()
+    return values
+
+
+def add_texts(writer: SummaryWriter, texts: Mapping[str, Mapping[str, object]]) -> None:
+    """Tables of names and values, one a tab entry."""
+    for title, rows in texts.items():
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        writer.add_text(title, f"| | |\n|---|---|\n{table}", 0)
+
+
+def add_graph(writer: SummaryWriter, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """The network as a graph, traced with these inputs."""
+    with warnings.catch_warnings():  # tracing warns of every size it takes for constant
+        warnings.simplefilter("ignore")
+        writer.add_graph(model, inputs)
