@@ -184,7 +184,7 @@ def min_snr(diffusion: GaussianDiffusion) -> Tensor:
 
 
 def output_scale(diffusion: GaussianDiffusion) -> Tensor:
-    """Squared error of the output per squared error of x_0: 1 for x0, SNR for eps, SNR + 1 for v."""
+    """Squared error of x_0 per that of the output, inverted: x0 1, eps SNR, v SNR + 1."""
     t = torch.arange(1, diffusion.timesteps + 1)
     snr = F.pad(diffusion.snr(t), (1, 0), value=1.0)
     return {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[diffusion.prediction]

@@ -14,7 +14,6 @@ def test_the_hash_separates_what_a_sum_confuses():
     assert all(0 <= mix(i) < 2**63 for i in range(1000))
 
 
-
 def test_a_permutation_holds_every_index_once_and_belongs_to_its_epoch():
     orders = [permutation(100, 0, epoch) for epoch in range(3)]
     for order in orders:

@@ -41,7 +41,7 @@ def test_the_original_has_its_macro_structure():
     assert [len(level.blocks) for level in model.up] == [3] * 4
     heads = [m.heads for m in model.modules() if isinstance(m, SelfAttention)]
     assert heads == [4] * 6  # two and three blocks at 8 x 8, one in the bottleneck
-    assert model.time.mlp[0].in_features, model.time.mlp[0].out_features == (64, 128)
+    assert (model.time.mlp[0].in_features, model.time.mlp[0].out_features) == (64, 128)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(57e6, rel=0.03)
 
 
@@ -108,8 +108,12 @@ def test_matrices_are_the_hidden_ones():
     model = build()
     taken = {id(p) for p in model.matrices()}
     left = [n for n, p in model.named_parameters() if id(p) not in taken and p.ndim > 1]
-    assert left == ["time.mlp.0.weight", "time.mlp.2.weight"] + ["label.weight", "stem.weight"] + [
-        "head.weight"
+    assert left == [
+        "time.mlp.0.weight",
+        "time.mlp.2.weight",
+        "label.weight",
+        "stem.weight",
+        "head.weight",
     ]
 
 

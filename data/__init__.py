@@ -1,0 +1,6 @@
+"""Image sets as batches of float tensors in [-1, 1]."""
+
+from data.datasets import DATASETS, ImageSet, load
+from data.errors import DataError, DataNotFound
+
+__all__ = ["DATASETS", "DataError", "DataNotFound", "ImageSet", "load"]
