@@ -119,9 +119,9 @@ class GaussianDiffusion:
 
     def losses(self, model: Model, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Algorithm 1, line 5: the weighted squared error of each image, mean over pixels, (B,)."""
-        output = model(self.q_sample(x_0, t, noise), t).float()
+        output = model(self.q_sample(x_0, t, noise), t).to(x_0.dtype)  # from bfloat16
         error = (output - self.target(x_0, noise, t)).square().flatten(1).mean(1)
-        return self.loss_weight[t].float() * error
+        return self.loss_weight[t].to(error.dtype) * error
 
     def draw_timesteps(self, batch_size: int, generator: Generator) -> Tensor:
         """t uniform on first_timestep ... T, (B,) int64, spread evenly over the batch.

@@ -1,0 +1,33 @@
+"""A world in which everything is known: x_0 ~ N(m, s^2), every pixel by itself."""
+
+from torch import Tensor
+
+from diffusion import GaussianDiffusion
+
+
+class GaussianWorld:
+    """The best possible network for x_0 ~ N(m, s^2), whatever it is asked to predict."""
+
+    def __init__(self, diffusion: GaussianDiffusion, m: float = 0.3, s: float = 0.1) -> None:
+        self.diffusion, self.m, self.s = diffusion, m, s
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[target | x_t], from Bayes' rule."""
+        alpha_bar = self.diffusion.alpha_bar[t].reshape(-1, *[1] * (x.ndim - 1))
+        variance = alpha_bar * self.s**2 + 1 - alpha_bar
+        x_0 = self.m + alpha_bar.sqrt() * self.s**2 / variance * (x - alpha_bar.sqrt() * self.m)
+        noise = (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+        v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
+        return {"x0": x_0, "eps": noise, "v": v}[self.diffusion.prediction].to(x.dtype)
+
+    def flow(self, x_T: Tensor, t: int) -> Tensor:
+        """Where the probability-flow ODE takes x_T: its standardized value never changes."""
+        T = self.diffusion.timesteps
+        return self.mean(t) + self.std(t) * (x_T - self.mean(T)) / self.std(T)
+
+    def mean(self, t: int) -> Tensor:
+        return self.diffusion.alpha_bar[t].sqrt() * self.m
+
+    def std(self, t: int) -> Tensor:
+        alpha_bar = self.diffusion.alpha_bar[t]
+        return (alpha_bar * self.s**2 + 1 - alpha_bar).sqrt()

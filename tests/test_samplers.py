@@ -1,0 +1,218 @@
+"""Samplers in the Gaussian world, where the right answer is known, and the laws of their grids."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from gaussian_world import GaussianWorld
+
+from diffusion import (
+    PREDICTIONS,
+    SAMPLERS,
+    GaussianDiffusion,
+    guided,
+    last,
+    make_alphas,
+    make_sampler,
+    options_of,
+)
+from diffusion.samplers import ddim, ddpm, dpmpp, log_snr_grid, uniform_grid
+
+
+def process(T=1000, schedule="cosine", **choices) -> GaussianDiffusion:
+    return GaussianDiffusion(make_alphas(schedule, T), **choices)
+
+
+def noise_source(shape, seed=0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape, generator=g, dtype=dtype)
+
+
+def silent():
+    raise AssertionError("a deterministic sampler drew noise")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("grid", [uniform_grid, log_snr_grid])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_every_number_of_steps_walks_from_T_to_the_clean_image(grid, first, schedule):
+    diffusion = process(47, schedule, first_timestep=first)
+    for steps in range(1, 47 - first + 2):
+        t = grid(diffusion, steps)
+        assert len(t) == steps + 1
+        assert (t[0], t[-1]) == (47, 0)
+        assert all(a > b for a, b in pairwise(t))
+        assert steps == 1 or t[-2] >= first
+    assert t == [*range(47, first - 1, -1), 0]
+    for steps in (0, -1, 47 - first + 2):
+        with pytest.raises(ValueError, match=r"steps must lie in 1\.\."):
+            grid(diffusion, steps)
+
+
+def test_grids_are_even_in_what_they_say():
+    diffusion = process(1000, "linear")
+    assert uniform_grid(diffusion, 10) == list(range(1000, -1, -100))
+    lambdas = diffusion.snr(torch.tensor(log_snr_grid(diffusion, 9)[1:-2])).log()
+    torch.testing.assert_close(lambdas.diff(), lambdas.diff().mean().expand(6), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_return_the_distribution(sampler, prediction):
+    diffusion = process(1000, "linear", prediction=prediction)
+    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
+    x = last(SAMPLERS[sampler](world, diffusion, randn(), 1000, randn, clip=False))
+    assert x.dtype == torch.float32
+    assert x.mean().item() == pytest.approx(0.3, abs=0.004)
+    assert x.std().item() == pytest.approx(0.1, abs=0.004)
+
+
+def test_a_network_that_is_told_the_wrong_t_is_noticed():
+    """The control of the test above."""
+    diffusion = process(1000, "linear", prediction="eps")
+    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
+
+    def late(x, t):
+        return world(x, (t - 3).clamp(min=1))
+
+    x = last(ddpm(late, diffusion, randn(), 300, randn, clip=False))
+    assert abs(x.std().item() - 0.1) > 0.004
+
+
+def slope(sampler, counts, schedule):
+    """The exponent p in error ~ steps^-p, against the exact probability flow in float64.
+
+    Measured at the last t before the clean image: the step onto x_0 jumps over t -> 0, which no
+    grid of whole numbers can refine.
+    """
+    diffusion = process(20_000, schedule)
+    world = GaussianWorld(diffusion, m=0.3, s=0.5)
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    grid = log_snr_grid if sampler is dpmpp else uniform_grid
+    errors = []
+    for steps in counts:
+        states = list(sampler(world, diffusion, x_T, steps, silent, clip=False))
+        exact = world.flow(x_T, grid(diffusion, steps)[steps // 2])
+        errors.append((states[steps // 2 - 1] - exact).abs().max().item())
+    x, y = ([math.log(v) for v in values] for values in (counts, errors))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return -sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mx) ** 2 for a in x
+    )
+
+
+def test_ddim_converges_with_order_one():
+    assert slope(ddim, (20, 40, 80, 160), "linear") == pytest.approx(1, abs=0.15)
+
+
+def test_dpmpp_converges_with_order_two():
+    assert slope(dpmpp, (20, 40, 80, 160), "linear") == pytest.approx(2, abs=0.25)
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    diffusion = process(100)
+    world = GaussianWorld(diffusion)
+    for clip in (True, False):
+        runs = []
+        for sampler in (ddpm, lambda *a, **k: ddim(*a, eta=1.0, **k), ddim):
+            randn = noise_source((6, 1, 3, 3), dtype=torch.float64)
+            runs.append(last(sampler(world, diffusion, randn(), 20, randn, clip=clip)))
+        torch.testing.assert_close(runs[0], runs[1])
+        assert not torch.allclose(runs[0], runs[2], atol=1e-3)  # control: eta = 0
+
+
+@pytest.mark.parametrize("sampler", [ddim, dpmpp])
+def test_deterministic_samplers_draw_nothing(sampler):
+    diffusion = process(100)
+    x_T = torch.randn(4, 1)
+    for _ in sampler(GaussianWorld(diffusion), diffusion, x_T, 7, silent):
+        pass
+    with pytest.raises(AssertionError, match="drew noise"):
+        last(ddpm(GaussianWorld(diffusion), diffusion, x_T, 7, silent))  # control
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 40])
+def test_the_last_step_lands_on_the_clean_image(sampler, steps, first):
+    """Whatever came before, the end is the network's clean image at the last t, without noise."""
+    diffusion = process(50, prediction="x0", first_timestep=first)
+    seen = []
+
+    def network(x, t):
+        seen.append(int(t[0]))
+        return torch.full_like(x, 0.25)
+
+    randn = noise_source((3, 1))
+    states = list(SAMPLERS[sampler](network, diffusion, randn(), steps, randn))
+    assert len(states) == len(seen) == steps
+    torch.testing.assert_close(states[-1], torch.full((3, 1), 0.25))
+    assert seen[0] == 50
+    assert steps == 1 or seen[-1] >= first
+    assert steps == 1 or not torch.allclose(states[-2], states[-1])  # control
+
+
+def test_letting_x_1_be_x_0_jumps_from_2_to_the_clean_image():
+    seen = []
+    diffusion = process(10, prediction="x0", first_timestep=2)
+    randn = noise_source((1, 1))
+    last(ddpm(lambda x, t: seen.append(int(t)) or x, diffusion, randn(), 9, randn))
+    assert seen == list(range(10, 1, -1))
+
+
+def test_both_variances_are_the_paper_s():
+    """From one x_t, the spread of x_s is sigma^2 of Ho et al. (2020), Sec. 3.2."""
+    diffusion = process(10, prediction="x0")
+    for variance, expected in (
+        ("posterior", diffusion.posterior_variance(10, 5)),
+        ("beta", 1 - diffusion.alpha_bar[10] / diffusion.alpha_bar[5]),
+    ):
+        randn = noise_source((50_000, 1))
+        step = ddpm(
+            lambda x, _: torch.zeros_like(x),
+            diffusion,
+            torch.ones(50_000, 1),
+            2,
+            randn,
+            variance=variance,
+        )
+        assert next(step).var().item() == pytest.approx(expected.item(), rel=0.03)
+
+
+def test_the_clean_image_is_clipped_on_request():
+    diffusion, randn = process(50, prediction="x0"), noise_source((2, 1))
+    for sampler in SAMPLERS.values():
+        for clip, end in ((True, 1.0), (False, 3.0)):
+            x = last(sampler(lambda x, _: x * 0 + 3, diffusion, randn(), 5, randn, clip=clip))
+            torch.testing.assert_close(x, torch.full((2, 1), end))
+
+
+def test_sampling_keeps_no_gradient_and_leaves_the_mode_of_the_caller():
+    diffusion, weight = process(10, prediction="x0"), torch.ones(1, requires_grad=True)
+    states = ddpm(lambda x, _: weight * x, diffusion, torch.randn(2, 1), 5, noise_source((2, 1)))
+    assert not next(states).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_a_sampler_takes_its_own_options_only():
+    assert options_of("ddpm") == {"clip", "variance"}
+    assert options_of("ddim") == {"clip", "eta"}
+    settings = {"clip": False, "eta": 0.5, "variance": "beta", "steps": 3}
+    assert make_sampler("ddim", **settings).keywords == {"clip": False, "eta": 0.5}
+
+
+def test_guidance_extrapolates_from_no_class_to_the_class():
+    calls = []
+
+    def model(x, _t, y):
+        calls.append(y)
+        return torch.where(y == 10, 1.0, 3.0).view(-1, 1, 1, 1) * torch.ones_like(x)
+
+    x, t, y = torch.zeros(4, 1, 2, 2), torch.ones(4, dtype=torch.long), torch.arange(4)
+    assert guided(model, y, 10, 1.0)(x, t).unique() == 3
+    assert len(calls) == 1
+    assert len(calls[0]) == 4  # scale 1: no class is never asked
+    assert guided(model, y, 10, 0.0)(x, t).unique() == 1
+    assert guided(model, y, 10, 2.5)(x, t).unique() == 1 + 2.5 * 2
+    assert len(calls[-1]) == 8  # any other scale: one batch of both
