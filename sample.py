@@ -214,6 +214,7 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     state = checkpoint.load(flags.ckpt)
     stored = Config.from_dict(state["config"])
     config = stored.override(**typed)
+    config.check()
     config.check_sampling(typed, options_of(config.sample.sampler))
     return config, flags, state
 

@@ -129,7 +129,8 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
     """Build, start, loop."""
     clock = Clock(pick_device(flags.device))
     config, train_set, test_set = open_data(config, flags.may_substitute, state)
-    model, diffusion = build(config, train_set.image_shape, clock.device)
+    model, diffusion = build(config)
+    model, diffusion = model.to(clock.device), diffusion.to(clock.device)
     if flags.dry_run:
         print(describe(config, model, train_set, clock.device))
         return 0
@@ -424,6 +425,8 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--epochs 0 needs --max-steps or --max-minutes")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
+    with torch.device("meta"):  # shapes without memory
+        build(config.override(num_classes=max(0, config.model.num_classes)))
 
 
 def open_data(
@@ -464,18 +467,16 @@ SUBSTITUTE = """
 """
 
 
-def build(
-    config: Config, image_shape: tuple[int, ...], device: torch.device
-) -> tuple[UNet, GaussianDiffusion]:
-    """The network with its first weights, and the process. ConfigError where they do not fit."""
+def build(config: Config) -> tuple[UNet, GaussianDiffusion]:
+    """The network with its first weights, and the process. ConfigError for what cannot be."""
     torch.manual_seed(mix(config.train.seed, "weights"))
     try:
-        diffusion = make_diffusion(**asdict(config.diffusion)).to(device)
+        diffusion = make_diffusion(**asdict(config.diffusion))
         model = UNet(**asdict(config.model))
-        check_size(image_shape[1:], model.size_multiple)
+        check_size([config.data.image_size] * 2, model.size_multiple)
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    return model.to(device, memory_format=torch.channels_last), diffusion
+    return model.to(memory_format=torch.channels_last), diffusion
 
 
 def prepare(

@@ -56,6 +56,8 @@ def make_alphas(schedule: str, timesteps: int, alphas: Sequence[float] = ()) -> 
         if alphas:
             raise ValueError(f"--alphas has no effect on --schedule {schedule}: use manual")
         return SCHEDULES[schedule](timesteps)
+    if not alphas:
+        raise ValueError("--schedule manual needs the list: --alphas 0.99 0.98 ... or @FILE")
     if len(alphas) != timesteps:
         raise ValueError(f"--alphas has {len(alphas)} values for {timesteps} --timesteps")
     if not all(0 < alpha < 1 for alpha in alphas):

@@ -1,0 +1,58 @@
+"""A run root, and a tiny data set, for every test that needs one."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data.datasets
+from data.digits import draw_digits
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+@pytest.fixture(scope="session")
+def real_mnist() -> Path:
+    """The data root that holds MNIST, from $MNIST_ROOT or ../shared/data; else the test skips."""
+    for root in (os.environ.get("MNIST_ROOT"), ROOT.parent / "shared" / "data"):
+        if root and (Path(root) / "MNIST" / "raw").is_dir():
+            return Path(root)
+    pytest.skip("needs MNIST: set MNIST_ROOT")
+
+
+@pytest.fixture
+def few_digits(monkeypatch, tmp_path) -> Path:
+    """An empty folder to run in, where `digits` has 100 images: one tenth of a second."""
+
+    def digits(_root, _size, train, _download):
+        images, labels = draw_digits(train, size=100)
+        return data.datasets.TensorSet("", "drawn", 10, images, labels)
+
+    monkeypatch.setitem(data.datasets.DATASETS, "digits", digits)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def content_hash(state) -> str:
+    """SHA-256 of everything a checkpoint says of the training, bit for bit."""
+    sha = hashlib.sha256()
+
+    def feed(value):
+        if isinstance(value, torch.Tensor):
+            sha.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            for key in value:
+                sha.update(repr(key).encode())
+                feed(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                feed(item)
+        else:
+            sha.update(repr(value).encode())
+
+    feed({k: state[k] for k in ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")})
+    return sha.hexdigest()

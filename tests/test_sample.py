@@ -1,0 +1,173 @@
+"""Drawing from a checkpoint alone: every kind of file, every sampler, the same images always."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data.datasets
+import sample
+import train
+from data.digits import draw_digits
+
+TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run root with a conditional (version_0) and an unconditional (version_1) run."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        images, labels = draw_digits(True, size=100)
+        few = data.datasets.TensorSet("", "drawn", 10, images, labels)
+        patch.setitem(data.datasets.DATASETS, "digits", lambda *_: few)
+        assert train.main(TRAIN) == 0
+        assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
+    return root / "Logs_Checkpoints"
+
+
+@pytest.fixture
+def draw(trained, tmp_path):
+    """Draw with these flags; the pixels and the labels."""
+
+    def run(*argv, version=0):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder = trained / f"checkpoints/version_{version}"
+        flags = ["--ckpt", str(folder), "--save", "npz", "--out", str(out), "--device", "cpu"]
+        assert sample.main([*flags, *argv]) == 0
+        with np.load(out / "samples.npz", allow_pickle=False) as arrays:
+            return arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays else None
+
+    return run
+
+
+def test_the_checkpoint_is_all_it_needs(trained, tmp_path, monkeypatch, capsys):
+    """From another folder, from a copy of the file, on the CPU."""
+    source = next((trained / "checkpoints/version_0").iterdir())
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    moved = shutil.copy(source, tmp_path / "a/b/c/moved.pt")
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["--ckpt", str(moved), "--num", "4", "--device", "cpu"]) == 0
+    (path,) = capsys.readouterr().out.split()
+    assert Image.open(path).format == "PNG"
+
+
+def test_every_kind_of_file(trained, tmp_path, capsys):
+    flags = ["--run-root", str(trained), "--ckpt", "latest", "--num", "3", "--out", str(tmp_path)]
+    assert sample.main([*flags, "--save", "grid,png,gif,npz"]) == 0
+    names = [
+        "grid.png",
+        "00000.png",
+        "00001.png",
+        "00002.png",
+        "reverse_process.gif",
+        "samples.npz",
+    ]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    assert Image.open(tmp_path / "00001.png").size == (28, 28)
+    assert Image.open(tmp_path / "reverse_process.gif").n_frames == 6  # x_T and 5 steps
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (3, 28, 28, 1)
+        assert arrays["arr_0"].dtype == np.uint8
+        single = np.asarray(Image.open(tmp_path / "00001.png"))
+        assert np.array_equal(arrays["arr_0"][1, :, :, 0], single)
+
+
+def test_files_are_not_overwritten_unless_asked(trained, tmp_path, capsys):
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--num", "2", "--out", str(tmp_path)]
+    assert sample.main(flags) == 0
+    before = (tmp_path / "grid.png").read_bytes()
+    assert sample.main([*flags, "--seed", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "grid.png").read_bytes() == before
+    assert sample.main([*flags, "--seed", "1", "--overwrite"]) == 0
+    assert (tmp_path / "grid.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ["--sampler", "ddpm"],
+        ["--sampler", "ddpm", "--variance", "beta"],
+        ["--sampler", "ddim"],
+        ["--sampler", "ddim", "--eta", "0.7"],
+        ["--sampler", "dpmpp"],
+    ],
+    ids=" ".join,
+)
+def test_an_image_depends_on_its_seed_and_number_only(draw, sampler, version):
+    together, labels = draw(*sampler, "--num", "13", version=version)
+    assert (labels is None) == (version == 1)
+    for flags in (["--batch-size", "1"], ["--batch-size", "5"]):
+        apart, _ = draw(*sampler, "--num", "13", *flags, version=version)
+        assert np.abs(together.astype(int) - apart).max() <= 1
+    fewer, _ = draw(*sampler, "--num", "4", version=version)
+    assert np.abs(together[:4].astype(int) - fewer).max() <= 1
+    again, _ = draw(*sampler, "--num", "13", version=version)
+    assert np.array_equal(together, again)
+    other, _ = draw(*sampler, "--num", "13", "--seed", "1", version=version)
+    assert np.abs(together.astype(int) - other).max() > 50  # control
+
+
+def test_classes_and_guidance(draw):
+    _, labels = draw("--num", "5", "--classes", "7")
+    assert labels.tolist() == [7] * 5
+    _, labels = draw("--num", "5", "--classes", "3,1,4")
+    assert labels.tolist() == [3, 1, 4, 3, 1]
+    plain, labels = draw("--num", "12")
+    assert labels.tolist() == [*range(10), 0, 1]
+    guided, _ = draw("--num", "12", "--guidance", "4")
+    assert not np.array_equal(plain, guided)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--num", "0"],
+        ["--batch-size", "-1"],
+        ["--seed", "-1"],
+        ["--steps", "0"],
+        ["--steps", "51"],
+        ["--save", "grid,jpg"],
+        ["--classes", "10"],
+        ["--classes", "3-1"],
+        ["--classes", "cat"],
+        ["--sampler", "ddpm", "--eta", "0.5"],
+        ["--sampler", "ddim", "--variance", "beta"],
+        ["--guidance", "nan"],
+        ["--device", "cuda:99"],
+        ["--ckpt", "nowhere"],
+        ["--step", "3"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(trained, tmp_path, capsys, argv):
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "out")]
+    try:
+        code = sample.main([*flags, *argv])
+    except SystemExit as e:
+        code = e.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sample.py: error: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_need_classes_are_refused_without(trained, capsys):
+    for flags in (["--classes", "1"], ["--guidance", "2"]):
+        assert sample.main(["--ckpt", str(trained / "checkpoints/version_1"), *flags]) == 2
+        assert "without classes" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--num", "1"]
+    assert sample.main([*flags, "--out", str(tmp_path / "file" / "x")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
