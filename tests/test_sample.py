@@ -40,7 +40,7 @@ def draw(trained, tmp_path):
         flags = ["--ckpt", str(folder), "--save", "npz", "--out", str(out), "--device", "cpu"]
         assert sample.main([*flags, *argv]) == 0
         with np.load(out / "samples.npz", allow_pickle=False) as arrays:
-            return arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays else None
+            return arrays["arr_0"], arrays.get("arr_1")
 
     return run
 
