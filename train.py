@@ -179,8 +179,8 @@ def train_epoch(
     with progress_bar(training, epoch, done, per_epoch) as bar:
         for x_0, y in train_set.batches(order, batch_size):
             training.step += 1
-            losses, t, norm = train_step(training, diffusion, x_0, y, config)
-            log.add(training.step, loss=losses.mean(), gradient_norm=norm, lr=lr_of(training))
+            loss, norm, losses, t = train_step(training, diffusion, x_0, y, config)
+            log.add(training.step, loss=loss, gradient_norm=norm, lr=lr_of(training))
             add_by_quartile(quartiles, losses, t, diffusion.timesteps)
             bar.update()
             if clock.count_step(config.train.max_minutes):
@@ -201,14 +201,15 @@ def train_epoch(
 
 def train_step(
     training: Training, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, config: Config
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One gradient step (Algorithm 1, lines 2-5): losses (B,), their t (B,), the gradient norm.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One gradient step (Algorithm 1, lines 2-5): the loss, the gradient's norm, and of every
+    image its loss (B,) and t (B,).
 
     Everything drawn is keyed by (seed, step), so that a resumed run draws the same.
     """
     c, model = config.train, training.model
     random = generator(diffusion.device, c.seed, "step", training.step)
-    t = diffusion.draw_timesteps(len(x_0), random)
+    t, weight = diffusion.draw_timesteps(len(x_0), random)
     noise = torch.randn(x_0.shape, device=diffusion.device, generator=random)
     if model.num_classes:
         dropped = torch.rand(y.shape, device=diffusion.device, generator=random) < c.label_drop
@@ -218,7 +219,8 @@ def train_step(
 
     with autocast(diffusion.device, c.precision):
         losses = diffusion.losses(lambda x, t: model(x, t, y), x_0, t, noise)
-    losses.mean().backward()
+    loss = (weight * losses).mean()
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
@@ -226,7 +228,7 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad()
     training.ema.update_parameters(model)
-    return losses.detach(), t, norm
+    return loss.detach(), norm, losses.detach(), t
 
 
 def lr_factor(training: Training, c: TrainConfig) -> float:

@@ -45,6 +45,7 @@ class GaussianDiffusion:
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
+        self.density = draw_density(self, loss)
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +53,7 @@ class GaussianDiffusion:
 
     def to(self, device: torch.device | str) -> Self:
         """Move the arrays; returns itself."""
-        for name in ("alpha", "alpha_bar", "loss_weight"):
+        for name in ("alpha", "alpha_bar", "loss_weight", "density"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -123,16 +124,36 @@ class GaussianDiffusion:
         error = (output - self.target(x_0, noise, t)).square().flatten(1).mean(1)
         return self.loss_weight[t].to(error.dtype) * error
 
-    def draw_timesteps(self, batch_size: int, generator: Generator) -> Tensor:
-        """t uniform on first_timestep ... T, (B,) int64, spread evenly over the batch.
+    def draw_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """t in first_timestep ... T, (B,) int64, and the weight that makes up for how it is drawn.
 
-        Image j draws from the j-th of B equal slices, all at one random offset, so that a batch
-        sees all of t (Kingma et al. 2021, App. I.1). Give it images in random order.
+        E over t of (weight * loss) is the mean of the loss over all t, whatever ``density`` is
+        (importance sampling: Nichol & Dhariwal 2021, Eq. 18). Image j draws from the j-th of B
+        equally likely slices, all at one random offset, so that every batch sees all of t
+        (Kingma et al. 2021, App. I.1): give it images in random order.
         """
         offset = torch.rand((), device=self.device, generator=generator, dtype=torch.float64)
         u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
+        t = torch.searchsorted(self.density.cumsum(0), u, right=True).clamp(max=self.timesteps)
         count = self.timesteps - self.first_timestep + 1
-        return self.first_timestep + (u * count).long().clamp(max=count - 1)
+        return t, (1 / (count * self.density[t])).float()
+
+
+def draw_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
+    """The probability with which each t is drawn, (T + 1,): uniform, except for the bound.
+
+    The terms of the bound are of very different size. Half of its draws go to t in proportion to
+    the drop of log(1 + SNR), which is about what a trained network's term at t amounts to.
+    """
+    t = torch.arange(1, diffusion.timesteps + 1)
+    trained = (t >= diffusion.first_timestep).double()
+    density = trained / trained.sum()
+    if loss == "kl":
+        nats = -(1 - diffusion.alpha_bar[1:]).log()  # log(1 + SNR)
+        drop = F.pad(nats[:-1] - nats[1:], (1, 0))
+        drop[0] = drop[1]  # at t = 1 the drop is infinite
+        density = (density + trained * drop / (trained * drop).sum()) / 2
+    return F.pad(density, (1, 0))
 
 
 def make_diffusion(

@@ -105,7 +105,9 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), emb)
             h = level.resample(h)
 
-        h = self.head(F.silu(self.norm(h)))
+        # In float32 also under autocast: at small t the bound weighs errors of x_0 by thousands.
+        with torch.autocast(h.device.type, enabled=False):
+            h = self.head(F.silu(self.norm(h.float())))
         return F.pixel_shuffle(h, self.patch_size)  # (B, C, H, W)
 
     def matrices(self) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ import torch
 from conftest import content_hash
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import data.datasets
 import train
 from utils import checkpoint
 
