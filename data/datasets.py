@@ -201,6 +201,8 @@ def open_torchvision(kind: type, root: Path, download: bool, **arguments: object
     """A torchvision set, from disk or else downloaded, with its errors as ours in one line."""
     try:
         return kind(root, download=False, **arguments)
+    except ImportError as e:
+        raise DataError(f"{kind.__name__} needs {e.name}: pip install {e.name}") from e
     except RuntimeError as e:
         missing = e
     try:
