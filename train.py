@@ -30,7 +30,9 @@ from diffusion import (
     SCHEDULES,
     VARIANCES,
     GaussianDiffusion,
+    HeldOut,
     guided,
+    held_out_losses,
     make_diffusion,
     make_sampler,
     options_of,
@@ -103,16 +105,6 @@ class Training:
         self.step, self.best = state["step"], state["best"]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """A fixed grid of (test image, t, noise): the same weights always give the same loss."""
-
-    x_0: Tensor
-    y: Tensor
-    t: Tensor
-    noise: Tensor
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: done, 1: failed on the way, 2: bad input, 130 / 143: interrupted, resumable."""
     try:
@@ -141,7 +133,9 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
 
     run = runs.run_of(flags.resume) if state else runs.new_run(Path(flags.run_root))
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
-    train_set, held_out = train_set.to(clock.device), held_out_grid(test_set, diffusion)
+    train_set, test_set = train_set.to(clock.device), test_set.to(clock.device)
+    first = torch.arange(min(HELD_OUT, len(test_set)))
+    held_out = HeldOut.of(*next(test_set.batches(first, HELD_OUT)), diffusion)
     with open_log(run.logs, training.step + 1) as writer, StopSignal() as stop:
         if state:
             print(f"Resuming after step {training.step}", flush=True)
@@ -307,7 +301,7 @@ def report(
 ) -> None:
     """Held-out loss, a grid of samples and a strip of the reverse process, of the averaged net."""
     step = training.step
-    loss = held_out_loss(training.ema, diffusion, held_out)
+    loss = held_out_losses(training.ema, diffusion, held_out).mean().item()
     writer.add_scalar("held_out/loss", loss, step)
     if training.best is None or loss < training.best["loss"]:
         training.best = {"step": step, "loss": loss}
@@ -317,31 +311,6 @@ def report(
     writer.add_image("reverse_process", strip, step)
     images.save_png(grid, run.logs / f"samples_{step:08d}.png")
     print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, diffusion: GaussianDiffusion, grid: HeldOut) -> float:
-    """The mean loss over the grid, in float32."""
-    total = 0.0
-    for x_0, y, t, noise in zip(
-        *(part.split(256) for part in (grid.x_0, grid.y, grid.t, grid.noise)), strict=True
-    ):
-        total += diffusion.losses(with_labels(model, y), x_0, t, noise).sum().item()
-    return total / len(grid.x_0)
-
-
-def with_labels(model: nn.Module, y: Tensor):
-    """The network at these classes, as the diffusion sees it."""
-    return lambda x, t: model(x, t, y)
-
-
-def held_out_grid(test_set: ImageSet, diffusion: GaussianDiffusion) -> HeldOut:
-    """The first test images, t from 1 to T, noise: the same in every run, whatever its seed."""
-    first = torch.arange(min(HELD_OUT, len(test_set)))
-    x_0, y = next(test_set.to(diffusion.device).batches(first, len(first)))
-    noise = torch.randn(x_0.shape, generator=generator("cpu", "held-out"))
-    t = torch.linspace(diffusion.first_timestep, diffusion.timesteps, len(x_0)).round().long()
-    return HeldOut(x_0, y, t.to(diffusion.device), noise.to(diffusion.device))
 
 
 def preview(

@@ -1,6 +1,7 @@
 """The diffusion process and its samplers; they know nothing of networks, data or configuration."""
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
+from diffusion.held_out import HeldOut, held_out_losses
 from diffusion.samplers import SAMPLERS, VARIANCES, guided, last, make_sampler, options_of
 from diffusion.schedules import SCHEDULES, make_alphas
 
@@ -11,7 +12,9 @@ __all__ = [
     "SCHEDULES",
     "VARIANCES",
     "GaussianDiffusion",
+    "HeldOut",
     "guided",
+    "held_out_losses",
     "last",
     "make_alphas",
     "make_diffusion",

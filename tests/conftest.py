@@ -12,6 +12,7 @@ from data.digits import draw_digits
 
 ROOT = Path(__file__).parent.parent
 
+
 @pytest.fixture(scope="session")
 def real_mnist() -> Path:
     """The data root that holds MNIST, from $MNIST_ROOT or ../shared/data; else the test skips."""

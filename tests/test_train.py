@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
     losses = iter([0.1, 0.5, 0.6, 0.7, 0.8])
-    monkeypatch.setattr(train, "held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr(train, "held_out_losses", lambda *_: torch.tensor([next(losses)]))
     assert run("--max-steps", "5", "--batch-size", "100") == 0
     assert list(checkpoint.steps(few_digits / CHECKPOINTS.format(0))) == [1, 4, 5]
 
