@@ -1,4 +1,4 @@
-"""The loss on a fixed grid of (test image, t, noise): the same weights always give the same number."""
+"""The loss on a fixed grid of (test image, t, noise): the same weights, the same number."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
