@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUPS = 8  # of a group normalization
+TIME_SCALE = 7.0  # brings a fresh time embedding to about size 1
+LABEL_STD = 0.3  # smaller, so that classes do not drown the time
 
 
 class TimeEmbedding(nn.Module):
@@ -30,7 +32,14 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, E)."""
         angles = t[:, None] * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return TIME_SCALE * self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+def label_embedding(classes: int, emb_channels: int) -> nn.Embedding:
+    """One vector (E,) a class."""
+    embedding = nn.Embedding(classes, emb_channels)
+    nn.init.normal_(embedding.weight, std=LABEL_STD)
+    return embedding
 
 
 class ChannelLayerNorm(nn.LayerNorm):

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import NORMS, ResidualBlock, TimeEmbedding, Upsample, downsample, zero_init
+from models.blocks import (
+    NORMS,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+    downsample,
+    label_embedding,
+    zero_init,
+)
 
 
 class Level(nn.Module):
@@ -53,7 +61,7 @@ class UNet(nn.Module):
             return ResidualBlock(in_channels, out_channels, emb_channels, own_heads, dropout, norm)
 
         self.time = TimeEmbedding(base_channels, emb_channels)
-        self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
+        self.label = label_embedding(num_classes + 1, emb_channels) if num_classes else None
         self.stem = nn.Conv2d(patch_channels, base_channels, 3, padding=1)
 
         # Skips are the input of each level and the output of each of its blocks.
@@ -79,6 +87,7 @@ class UNet(nn.Module):
 
         self.norm = NORMS[norm](channels)
         self.head = zero_init(nn.Conv2d(channels, patch_channels, 3, padding=1))
+        self.bypass = zero_init(nn.Conv2d(channels, patch_channels, 1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, C, H, W), t (B,), class y (B,) in 0..K -> (B, C, H, W); y None: no class."""
@@ -105,9 +114,11 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), emb)
             h = level.resample(h)
 
-        # In float32 also under autocast: at small t the bound weighs errors of x_0 by thousands.
+        # At small t the answer is nearly the input, and the bound weighs its errors by thousands:
+        # a way past the normalization, which forgets sizes, and float32 also under autocast.
         with torch.autocast(h.device.type, enabled=False):
-            h = self.head(F.silu(self.norm(h.float())))
+            h = h.float()
+            h = self.head(F.silu(self.norm(h))) + self.bypass(h)
         return F.pixel_shuffle(h, self.patch_size)  # (B, C, H, W)
 
     def matrices(self) -> list[nn.Parameter]:
