@@ -191,7 +191,9 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     defaults = Config().sample
     parser = Parser(prog="sample.py", description=__doc__)
     parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
-    parser.add_argument("--run-root", default="Logs_Checkpoints", help="of latest [%(default)s]")
+    parser.add_argument(
+        "--run-root", type=Path, default="Logs_Checkpoints", help="of latest [%(default)s]"
+    )
     parser.add_argument("--num", type=int, default=100, help="images to draw [%(default)s]")
     parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all in turn]")
     parser.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
@@ -210,7 +212,7 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     flags.save = flags.save.split(",")
     if unknown := [kind for kind in flags.save if kind not in KINDS]:
         raise ConfigError(f"--save takes any of {','.join(KINDS)}, got {unknown[0]!r}")
-    flags.ckpt = checkpoint.find(flags.ckpt, Path(flags.run_root))
+    flags.ckpt = checkpoint.find(flags.ckpt, flags.run_root)
     state = checkpoint.load(flags.ckpt)
     stored = Config.from_dict(state["config"])
     config = stored.override(**typed)

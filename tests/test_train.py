@@ -9,6 +9,7 @@ from conftest import content_hash
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.datasets
+import report
 import train
 from utils import checkpoint
 
@@ -118,7 +119,7 @@ def test_runs_with_equal_seeds_are_equal_and_previews_do_not_matter(few_digits, 
     options = ["--max-steps", "8", "--batch-size", "25"]
     assert run(*options) == 0
     assert run(*options, "--sampler", "ddim", "--steps", "2") == 0
-    monkeypatch.setattr(train, "PREVIEW", 3)
+    monkeypatch.setattr(report, "PREVIEW", 3)
     assert run(*options) == 0
     assert run(*options, "--seed", "1") == 0
     hashes = [content_hash(checkpoint.load(newest(few_digits, v))) for v in range(4)]
@@ -198,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
     losses = iter([0.1, 0.5, 0.6, 0.7, 0.8])
-    monkeypatch.setattr(train, "held_out_losses", lambda *_: torch.tensor([next(losses)]))
+    monkeypatch.setattr(report, "held_out_losses", lambda *_: torch.tensor([next(losses)]))
     assert run("--max-steps", "5", "--batch-size", "100") == 0
     assert list(checkpoint.steps(few_digits / CHECKPOINTS.format(0))) == [1, 4, 5]
 

@@ -1,0 +1,90 @@
+"""What a run tells of itself: in TensorBoard, as files beside it, and with --dry-run."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.tensorboard import SummaryWriter
+
+from config import Config, flag
+from data import ImageSet
+from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler
+from models import UNet
+from prepare import Training
+from utils import images, runs
+from utils.logs import add_graph, add_texts
+from utils.runs import Run
+from utils.seeding import image_noise
+
+PREVIEW = 20  # images
+
+
+def introduce(
+    run: Run, writer: SummaryWriter, config: Config, model: UNet, train_set: ImageSet
+) -> None:
+    """Configuration and environment as files and as text, and the network as a graph."""
+    device = next(model.parameters()).device
+    environment = {**runs.environment(device), "data": train_set.source}
+    runs.write_json(run.logs / "config.json", asdict(config))
+    runs.write_json(run.logs / "environment.json", environment)
+    add_texts(writer, {**asdict(config), "environment": environment})
+    x = torch.zeros(1, *train_set.image_shape, device=device)
+    add_graph(writer, model.eval(), (x, torch.ones(1, dtype=torch.long, device=device)))
+    model.train()
+
+
+def describe(config: Config, model: UNet, train_set: ImageSet, device: torch.device) -> str:
+    """What --dry-run prints."""
+    x = torch.zeros(1, *train_set.image_shape, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x, torch.ones(1, dtype=torch.long, device=device))
+    lines = [
+        f"{flag(name):24}{value}"
+        for section in asdict(config).values()
+        for name, value in section.items()
+    ]
+    return "\n".join(
+        [
+            *lines,
+            f"parameters              {sum(p.numel() for p in model.parameters()):,}",
+            f"FLOPs of one forward    {counter.get_total_flops():,} an image",
+            f"data                    {len(train_set):,} images: {train_set.source}",
+            f"device                  {device}",
+        ]
+    )
+
+
+def end_of_epoch(
+    training: Training,
+    diffusion: GaussianDiffusion,
+    held_out: HeldOut,
+    config: Config,
+    writer: SummaryWriter,
+    run: Run,
+) -> None:
+    """Held-out loss, a grid of samples and a strip of the reverse process, of the averaged net."""
+    step = training.step
+    loss = held_out_losses(training.ema, diffusion, held_out).mean().item()
+    writer.add_scalar("held_out/loss", loss, step)
+    if training.best is None or loss < training.best["loss"]:
+        training.best = {"step": step, "loss": loss}
+    states = preview(training.ema, diffusion, held_out.x_0.shape[1:], config)
+    grid, strip = images.grid(states[-1]), images.filmstrip([x[:10] for x in states])
+    writer.add_image("samples", grid, step)
+    writer.add_image("reverse_process", strip, step)
+    images.save_png(grid, run.logs / f"samples_{step:08d}.png")
+    print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
+
+
+def preview(
+    model: nn.Module, diffusion: GaussianDiffusion, shape: tuple[int, ...], config: Config
+) -> list[Tensor]:
+    """x_T ... x_0 of some images, drawn from the same noise every time."""
+    randn = image_noise(config.train.seed, range(PREVIEW), shape, diffusion.device)
+    classes = config.model.num_classes
+    y = torch.arange(PREVIEW, device=diffusion.device) % classes if classes else None
+    denoiser = guided(model, y, classes, config.sample.guidance)
+    x_T = randn()
+    sampler = make_sampler(**asdict(config.sample))
+    return [x_T, *sampler(denoiser, diffusion, x_T, config.sample.steps, randn)]
