@@ -7,7 +7,7 @@ import torch
 
 from config import PRESETS, ModelConfig
 from models import UNet
-from models.blocks import ResidualBlock, SelfAttention, TimeEmbedding, attend
+from models.blocks import TIME_SCALE, ResidualBlock, SelfAttention, TimeEmbedding, attend
 
 TINY = asdict(ModelConfig(base_channels=8, emb_channels=16, num_classes=10))
 
@@ -84,7 +84,7 @@ def test_time_embedding_is_computed_for_any_t():
     angles = torch.tensor([123_456.0])[:, None] * embedding.frequencies
     assert embedding.frequencies[0] == 1
     assert embedding.frequencies[-1] == pytest.approx(1e-4)
-    expected = embedding.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+    expected = TIME_SCALE * embedding.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
     torch.testing.assert_close(embedding(torch.tensor([123_456])), expected)
 
 
@@ -114,6 +114,7 @@ def test_matrices_are_the_hidden_ones():
         "label.weight",
         "stem.weight",
         "head.weight",
+        "bypass.weight",
     ]
 
 
