@@ -54,6 +54,7 @@ class DiffusionConfig:
     timesteps: int = option(1000, "T, the number of diffusion steps", 2)
     alphas: tuple[float, ...] = option((), "alpha_1 ... alpha_T by hand, or @FILE of one a line", 0)
     prediction: str = option("v", "what the network predicts: the clean image, the noise, or v")
+    precondition: bool = option(True, "x0: read it as a x_t + b F; --no-precondition: F itself")
     loss: str = option("simple", "weight on t: the bound's (kl), none (simple), or min-snr")
     first_timestep: int = option(1, "smallest t that is trained and sampled; 2: let x_1 = x_0", 1)
 
@@ -174,6 +175,7 @@ PRESETS: dict[str, Config] = {
         num_classes=0,
         schedule="linear",
         prediction="x0",
+        precondition=False,
         loss="kl",
         first_timestep=2,
         batch_size=128,

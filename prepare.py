@@ -126,6 +126,8 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     c = config.train
     if not (c.epochs or c.max_steps or c.max_minutes):
         raise ConfigError("--epochs 0 needs --max-steps or --max-minutes")
+    if "precondition" in typed and config.diffusion.prediction != "x0":
+        raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
     with torch.device("meta"):  # shapes without memory

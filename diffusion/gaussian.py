@@ -24,7 +24,8 @@ class GaussianDiffusion:
     """A process with T steps, what the network predicts of it, and the loss it is trained with.
 
     alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
-    rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). loss: a name in
+    rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). precondition: x_0
+    is read from the network's output by ``precondition_x0``, not taken as it is. loss: a name in
     LOSSES. first_timestep: the smallest t trained and sampled; 2 is "let x_1 = x_0".
     Raises ValueError where first_timestep is not in 1 ... T.
     """
@@ -33,6 +34,7 @@ class GaussianDiffusion:
         self,
         alphas: Tensor,
         prediction: str = "v",
+        precondition: bool = False,
         loss: str = "simple",
         first_timestep: int = 1,
     ) -> None:
@@ -42,6 +44,7 @@ class GaussianDiffusion:
                 f"--first-timestep must lie in 1..{self.timesteps}, got {first_timestep}"
             )
         self.prediction, self.first_timestep = prediction, first_timestep
+        self.precondition = precondition and prediction == "x0"
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
@@ -104,12 +107,26 @@ class GaussianDiffusion:
         a, b = self.scales(t, x_0)
         return a * noise - b * x_0
 
+    def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """The prediction that the network's output stands for: its estimate of ``target``."""
+        return self.precondition_x0(output, x_t, t) if self.precondition else output
+
+    def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
+
+        At small t, x_0 is x_t but for little, and the bound weighs errors by the SNR. So the
+        network gives what to add, in units of the noise.
+        """
+        a, b = self.scales(t, x_t)
+        return a * x_t + b * output
+
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The clean image in x_t according to the network's output."""
+        prediction = self.predict(output, x_t, t)
         if self.prediction == "x0":
-            return output
+            return prediction
         a, b = self.scales(t, x_t)
-        return (x_t - b * output) / a if self.prediction == "eps" else a * x_t - b * output
+        return (x_t - b * prediction) / a if self.prediction == "eps" else a * x_t - b * prediction
 
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if the clean image is x_0 (Eq. 4 solved for it)."""
@@ -120,8 +137,9 @@ class GaussianDiffusion:
 
     def losses(self, model: Model, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Algorithm 1, line 5: the weighted squared error of each image, mean over pixels, (B,)."""
-        output = model(self.q_sample(x_0, t, noise), t).to(x_0.dtype)  # from bfloat16
-        error = (output - self.target(x_0, noise, t)).square().flatten(1).mean(1)
+        x_t = self.q_sample(x_0, t, noise)
+        prediction = self.predict(model(x_t, t).to(x_0.dtype), x_t, t)  # from bfloat16
+        error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
         return self.loss_weight[t].to(error.dtype) * error
 
     def draw_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -161,12 +179,13 @@ def make_diffusion(
     timesteps: int,
     alphas: Sequence[float],
     prediction: str,
+    precondition: bool,
     loss: str,
     first_timestep: int,
 ) -> GaussianDiffusion:
     """The process that a configuration describes. Raises ValueError; see make_alphas."""
     hand_set = make_alphas(schedule, timesteps, alphas)
-    return GaussianDiffusion(hand_set, prediction, loss, first_timestep)
+    return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep)
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
