@@ -5,6 +5,7 @@ it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batche
 """
 
 import hashlib
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from data.digits import draw_digits
-from data.errors import DataError, DataNotFound
-from data.idx import FASHION_MNIST, KMNIST, MNIST, TIMEOUT, IdxFiles, read_set
+from data.download import TIMEOUT, one_at_a_time
+from data.errors import DataError, DataNotFound, ReadError
+from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set
 
 STREAM_SIZE = 64  # pixels a side, of sets whose images come in all sizes
 WORKERS = 2
@@ -89,15 +91,26 @@ class StreamSet:
             num_workers=WORKERS,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # or each loader would draw from the global one
+            worker_init_fn=ignore_interrupts,
         )
-        for images, labels in loader:
-            yield (
-                normalize(images.to(self.device, non_blocking=True)),
-                labels.to(self.device, non_blocking=True),
-            )
+        try:
+            for images, labels in loader:
+                yield (
+                    normalize(images.to(self.device, non_blocking=True)),
+                    labels.to(self.device, non_blocking=True),
+                )
+        except (OSError, RuntimeError) as e:
+            raise ReadError(
+                f"cannot read images of {self.source}: {str(e).strip().rpartition(chr(10))[2]}"
+            ) from e
 
 
 ImageSet = TensorSet | StreamSet
+
+
+def ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal, but it is the main one that decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -207,8 +220,8 @@ def open_torchvision(kind: type, root: Path, download: bool, **arguments: object
         missing = e
     try:
         if download:
-            with socket_timeout(TIMEOUT):
-                return kind(root, download=True, **arguments)
+            with one_at_a_time(root), socket_timeout(TIMEOUT):
+                return kind(root, download=True, **arguments)  # looks at what is there first
     except (OSError, RuntimeError) as e:
         missing = e
     raise DataNotFound(
