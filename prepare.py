@@ -1,6 +1,7 @@
 """From the command line to a training that can start: what train.py does before its first step."""
 
 import math
+import os
 import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,7 @@ CHOICES = {
     "sampler": SAMPLERS,
     "variance": VARIANCES,
 }
+COPIES = 4  # of the weights: themselves, gradient, average and momentum
 PLAN_FIELDS = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 
 
@@ -133,7 +135,10 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
     with torch.device("meta"):  # shapes without memory
-        build(config.override(num_classes=max(0, config.model.num_classes)))
+        model, _ = build(config.override(num_classes=max(0, config.model.num_classes)))
+    parameters = sum(p.numel() for p in model.parameters())
+    if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise ConfigError(f"{parameters:,} parameters do not fit into memory: a smaller network")
 
 
 def open_data(

@@ -209,8 +209,8 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     typed = vars(parser.parse_args(argv))
     flags = Namespace(**{name: typed.pop(name) for name in names})
 
-    for name, least in (("num", 1), ("batch_size", 1), ("seed", 0)):
-        check_range(flag(name), getattr(flags, name), least, 2**63 - 1)
+    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
+        check_range(flag(name), getattr(flags, name), least, most)
     flags.save = flags.save.split(",")
     if unknown := [kind for kind in flags.save if kind not in KINDS]:
         raise ConfigError(f"--save takes any of {','.join(KINDS)}, got {unknown[0]!r}")

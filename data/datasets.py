@@ -6,9 +6,7 @@ it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batche
 
 import hashlib
 import signal
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -21,12 +19,13 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from data.digits import draw_digits
-from data.download import TIMEOUT, one_at_a_time
+from data.download import TIMEOUT, one_at_a_time, socket_timeout
 from data.errors import DataError, DataNotFound, ReadError
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set
 
 STREAM_SIZE = 64  # pixels a side, of sets whose images come in all sizes
 WORKERS = 2
+LARGEST_SET = 16 * 2**30  # bytes of a padded set
 HELD_OUT_EVERY = 10  # of a folder, which has no test set of its own
 
 
@@ -100,9 +99,8 @@ class StreamSet:
                     labels.to(self.device, non_blocking=True),
                 )
         except (OSError, RuntimeError) as e:
-            raise ReadError(
-                f"cannot read images of {self.source}: {str(e).strip().rpartition(chr(10))[2]}"
-            ) from e
+            reason = str(e).strip().splitlines()[-1:]  # of the worker's trace, its end
+            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from e
 
 
 ImageSet = TensorSet | StreamSet
@@ -135,6 +133,8 @@ def pad(small: TensorSet, image_size: int) -> TensorSet:
             f"{small.name} has images of {own} x {own}, which are padded but not shrunk: "
             f"--image-size must be 0 or at least {own}, got {image_size}"
         )
+    if len(small) * small.image_shape[0] * image_size**2 > LARGEST_SET:
+        raise DataError(f"{small.name} padded to {image_size} pixels would take too much memory")
     before = (image_size - own) // 2
     after = image_size - own - before
     return replace(small, images=F.pad(small.images, (before, after, before, after)))
@@ -229,17 +229,6 @@ def open_torchvision(kind: type, root: Path, download: bool, **arguments: object
         f"({' '.join(str(missing).split())}): put it there as torchvision has it, point "
         "--data-root at it, or use --dataset digits, which needs no files"
     ) from missing
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads have no timeout of their own and would hang on a silent host."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 DATASETS: dict[str, Callable[[Path, int, bool, bool], ImageSet]] = {

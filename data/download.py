@@ -67,6 +67,17 @@ def check_online(urls: Sequence[str]) -> None:
     raise OSError(f"no network: {found.strerror if found else 'the name server is silent'}")
 
 
+@contextmanager
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision's downloads have no timeout of their own and would hang on a silent host."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def read_url(url: str) -> bytes:
     """The whole answer. Raises OSError, also for one that stalls or trickles, HTTPException."""
     parts, size, began = [], 0, time.monotonic()

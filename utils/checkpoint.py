@@ -9,6 +9,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def check_archive(path: Path) -> None:
 def check_pickle(pickled: bytes) -> None:
     """ValueError for any class or function that a checkpoint does not need."""
     for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "PROTO" and argument != 2:
+            raise ValueError(f"protocol {argument}")
         if opcode.name == "GLOBAL" and not NAMED.fullmatch(argument):
             raise ValueError(f"names {argument}")
 
@@ -198,4 +201,5 @@ def prune(folder: Path, best_step: int | None, keep: int) -> None:
     taken = steps(folder)
     for step in list(taken)[:-keep]:
         if step != best_step:
-            taken[step].unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be deleted only takes space
+                taken[step].unlink()

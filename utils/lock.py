@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NAME = "writer.lock"
@@ -29,14 +29,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except BlockingIOError as e:
-        owner = path.read_text().strip() or "another process"
+        owner = owner_of(path)
         raise LockError(f"{folder} is being written by {owner}: wait for it or stop it") from e
     except OSError as e:
         raise LockError(f"cannot lock {path}: {e.strerror}") from e
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held, so that nobody else's is deleted
+        with suppress(OSError):  # where the folder is gone
+            path.unlink()  # while it is held, so that nobody else's is deleted
         os.close(handle)
 
 
@@ -45,10 +46,18 @@ def take(path: Path) -> int | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
     except OSError:
         os.close(handle)
         raise
     os.close(handle)
     return None
+
+
+def owner_of(path: Path) -> str:
+    """What the lock's file says; it may be new, or gone by now."""
+    with suppress(OSError):
+        return path.read_text().strip() or "another process"
+    return "another process"
