@@ -77,11 +77,11 @@ def stop_if_stuck(
         return
     first, saved = training.step - streak + 1, training.saved
     line = run_step(training, train_step, diffusion, train_set, config, first)
-    remedy = f"a lower --lr, e.g. {config.train.lr / 2:g}"
+    lower = f"--lr {config.train.lr / 2:g}"
     if saved is None:
-        raise NotFiniteError(f"{line}\nNo checkpoint was written yet: start again with {remedy}")
+        raise NotFiniteError(f"{line}\nNo checkpoint was written yet: start again with {lower}")
     raise NotFiniteError(
         f"{line}\nThe last good checkpoint is {saved}\n"
-        f"Go on from it: python train.py --resume {saved} with {remedy}\n"
+        f"Go on with a lower learning rate: python train.py --resume {saved} {lower}\n"
         f"See the step again: python train.py --resume {saved} --replay {first}"
     )

@@ -108,8 +108,9 @@ def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
 
 def test_a_run_has_one_writer():
     with folder() as where:
-        first = Process(where, AGAIN, "sabotage.sleep_in_save")
+        first = Process(where, AGAIN)
         assert first.wait_for(7)
+        first.kill(signal.SIGSTOP)  # asleep, not dead
         second = run(where, AGAIN)
         assert second.code == 2
         one_line(second.err, f"process {first.process.pid} on {socket.gethostname()}")
@@ -173,7 +174,7 @@ def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, rounds):
 def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
     first = "first output that is not finite: "
     for hook, blame in (
-        ("broken_images", f"{first}conv_in"),
+        ("broken_images", f"{first}stem"),
         ("infinite_loss", "all outputs finite"),
         ("broken_weight", first),
     ):
@@ -181,7 +182,7 @@ def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
             ended = run(where, AGAIN, f"sabotage.{hook}", 12)
             assert ended.code == 1
             assert "step 12 (seed 0): loss" in ended.err
-            for word in ("learning rate", "lower --lr", "--replay 12", "step_00000010.pt", blame):
+            for word in ("learning rate", "--lr 0.001", "--replay 12", "step_00000010.pt", blame):
                 assert word in ended.err, word
             assert verified(where) == [5, 10]
             assert not leftovers(where)

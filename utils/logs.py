@@ -1,6 +1,7 @@
 """TensorBoard: curves and pictures that a resumed run continues without a gap or a duplicate."""
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -40,10 +42,17 @@ class Log:
         )
 
     def __enter__(self) -> Self:
+        self.before, threading.excepthook = threading.excepthook, self.thread_failed
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        threading.excepthook = self.before
+
+    def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """The writing thread's own report is silenced: the next call here gets the same error."""
+        if type(failure.thread).__module__ != EventFileWriter.__module__:
+            self.before(failure)
 
 
 def open_log(folder: Path, first_step: int) -> Log:
