@@ -26,24 +26,24 @@ class DataConfig:
 
     dataset: str = option("mnist", "what to learn")
     data_root: str = option("datasets", "folder that holds, or receives, the images")
-    image_size: int = option(0, "side in pixels, small images are padded; 0: the set's own", 0)
+    image_size: int = option(0, "side in pixels, small ones are padded; 0: the set's", 0, 4096)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Keyword arguments of models.UNet."""
 
-    image_channels: int = option(1, "1 for grey images, 3 for colour; follows the data set", 1)
-    base_channels: int = option(32, "channels of the finest level", 4)
-    channel_multipliers: tuple[int, ...] = option((1, 2), "width of each level / base channels", 1)
-    blocks_per_level: int = option(1, "residual blocks per level going down, one more going up", 1)
+    image_channels: int = option(1, "1 for grey images, 3 for colour; follows the data set", 1, 4)
+    base_channels: int = option(32, "channels of the finest level", 4, 4096)
+    channel_multipliers: tuple[int, ...] = option((1, 2), "width of levels / base channels", 1, 64)
+    blocks_per_level: int = option(1, "residual blocks of a level down, one more up", 1, 64)
     attention_levels: tuple[int, ...] = option((1,), "levels with attention; 0 is the finest", 0)
-    heads: int = option(4, "attention heads", 1)
-    emb_channels: int = option(128, "width of the time and class embedding", 1)
-    patch_size: int = option(2, "pixel-unshuffle before the first level; 1: none", 1)
+    heads: int = option(4, "attention heads", 1, 4096)
+    emb_channels: int = option(128, "width of the time and class embedding", 1, 2**16)
+    patch_size: int = option(2, "pixel-unshuffle before the first level; 1: none", 1, 64)
     norm: str = option("layer", "normalization: layer (fast on CPU) or group (the original's)")
     dropout: float = option(0.0, "dropout inside residual blocks", 0, 0.99)
-    num_classes: int = option(-1, "classes to condition on; 0: none, -1: all of the data set's", -1)
+    num_classes: int = option(-1, "classes to condition on; 0: none, -1: all there are", -1, 10**5)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DiffusionConfig:
     """Keyword arguments of diffusion.make_alphas (the first three) and GaussianDiffusion."""
 
     schedule: str = option("cosine", "noise schedule; manual takes --alphas")
-    timesteps: int = option(1000, "T, the number of diffusion steps", 2)
+    timesteps: int = option(1000, "T, the number of diffusion steps", 2, 10**5)
     alphas: tuple[float, ...] = option((), "alpha_1 ... alpha_T by hand, or @FILE of one a line", 0)
     prediction: str = option("v", "what the network predicts: the clean image, the noise, or v")
     precondition: bool = option(True, "x0: read it as a x_t + b F; --no-precondition: F itself")

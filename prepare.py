@@ -1,13 +1,15 @@
 """From the command line to a training that can start: what train.py does before its first step."""
 
 import math
+import os
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from config import PRESETS, Config, ConfigError, Parser, TrainConfig, add_options
@@ -23,7 +25,9 @@ from diffusion import (
     options_of,
 )
 from models import NORMS, UNet, check_size
+from resume import changed_settings, check_replay, resumed_state
 from utils import checkpoint
+from utils.checkpoint import CheckpointError
 from utils.optim import DECAYS, OPTIMIZERS, Plan, average
 from utils.seeding import mix
 
@@ -39,6 +43,7 @@ CHOICES = {
     "sampler": SAMPLERS,
     "variance": VARIANCES,
 }
+COPIES = 4  # of the weights: themselves, gradient, average and momentum
 PLAN_FIELDS = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 
 
@@ -52,6 +57,9 @@ class Training:
     plan: Plan | None  # None with --max-minutes, until the speed is known
     step: int = 0
     best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
+    changes: list[str] = field(default_factory=list)  # of settings or machine, on the way
+    saved: Path | None = None  # the newest checkpoint
+    streak: Tensor = field(default_factory=lambda: torch.zeros(()))  # see utils.nonfinite
 
     @property
     def finished(self) -> bool:
@@ -65,15 +73,21 @@ class Training:
             "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scheduler": self.plan and asdict(self.plan),
             "best": self.best,
+            "changes": self.changes,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The plan excepted: see prepare."""
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-        self.step, self.best = state["step"], state["best"]
+    def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
+        """The plan excepted: see prepare. CheckpointError with what does not fit."""
+        for name, module in (("model", self.model), ("ema", self.ema)):
+            checkpoint.check_fits(path, name, state[name], module.state_dict())
+            module.load_state_dict(state[name])
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e
+        self.step, self.best, self.saved = state["step"], state["best"], path
+        self.changes = list(state.get("changes", []))
 
 
 def parse(
@@ -86,12 +100,13 @@ def parse(
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
+    parser.add_argument("--prove-resume", action="store_true", help="kill, resume, compare; exit")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="run it again after --resume")
+    names = {action.dest for action in parser._actions} - {"help"}
     sections = vars(PRESETS["mnist"]).values()
     add_options(parser, list(sections), CHOICES)
     typed = vars(parser.parse_args(argv))
-    flags = Namespace(
-        **{name: typed.pop(name) for name in ("preset", "resume", "run_root", "device", "dry_run")}
-    )
+    flags = Namespace(**{name: typed.pop(name) for name in names})
     if flags.preset and flags.resume:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
 
@@ -103,20 +118,11 @@ def parse(
         typed["epochs"] = 0
     if "alphas" in typed:
         typed = {"schedule": "manual", "timesteps": len(typed["alphas"]), **typed}
-    config = config.override(**typed)
+    stored, config = config, config.override(**typed)
     check(config, typed)
+    check_replay(flags, state)
+    flags.changes = changed_settings(flags.resume, stored, config) if state else []
     return config, flags, state
-
-
-def resumed_state(flags: Namespace) -> dict[str, Any] | None:
-    """The checkpoint that --resume names; None to start fresh. Sets flags.resume to its path."""
-    if flags.resume == "auto":
-        flags.resume = checkpoint.newest_of_all(flags.run_root)
-        if flags.resume is None:
-            print(f"Nothing to resume in {flags.run_root}: starting fresh")
-    elif flags.resume:
-        flags.resume = checkpoint.find(flags.resume, flags.run_root)
-    return checkpoint.load(flags.resume) if flags.resume else None
 
 
 def check(config: Config, typed: dict[str, Any]) -> None:
@@ -131,7 +137,10 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
     with torch.device("meta"):  # shapes without memory
-        build(config.override(num_classes=max(0, config.model.num_classes)))
+        model, _ = build(config.override(num_classes=max(0, config.model.num_classes)))
+    parameters = sum(p.numel() for p in model.parameters())
+    if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise ConfigError(f"{parameters:,} parameters do not fit into memory: a smaller network")
 
 
 def open_data(
@@ -185,7 +194,7 @@ def build(config: Config) -> tuple[UNet, GaussianDiffusion]:
 
 
 def prepare(
-    model: UNet, c: TrainConfig, images: int, state: dict[str, Any] | None, replan: bool
+    model: UNet, c: TrainConfig, images: int, state: dict[str, Any] | None, flags: Namespace
 ) -> Training:
     """Optimizers, average and plan: new, or as the checkpoint has them."""
     optimizers = OPTIMIZERS[c.optimizer](model, c.lr, c.weight_decay)
@@ -196,8 +205,9 @@ def prepare(
     total = min(total or c.max_steps, c.max_steps or total)
     plan = None if c.max_minutes else Plan.over(total, c.warmup_steps, c.decay)
     training = Training(model, average(model, c.ema_power, c.ema_decay), optimizers, plan)
+    training.streak = training.streak.to(next(model.parameters()).device)
     if state:
-        training.load_state_dict(state)
-        if state["scheduler"] and not replan:
+        training.load_state_dict(state, flags.resume)
+        if state["scheduler"] and not flags.replan:
             training.plan = Plan(**state["scheduler"])
     return training

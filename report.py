@@ -5,7 +5,6 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.tensorboard import SummaryWriter
 
 from config import Config, flag
 from data import ImageSet
@@ -13,16 +12,14 @@ from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_
 from models import UNet
 from prepare import Training
 from utils import images, runs
-from utils.logs import add_graph, add_texts
+from utils.logs import Log, add_graph, add_texts, not_fatal
 from utils.runs import Run
 from utils.seeding import image_noise
 
 PREVIEW = 20  # images
 
 
-def introduce(
-    run: Run, writer: SummaryWriter, config: Config, model: UNet, train_set: ImageSet
-) -> None:
+def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: ImageSet) -> None:
     """Configuration and environment as files and as text, and the network as a graph."""
     device = next(model.parameters()).device
     environment = {**runs.environment(device), "data": train_set.source}
@@ -60,7 +57,7 @@ def end_of_epoch(
     diffusion: GaussianDiffusion,
     held_out: HeldOut,
     config: Config,
-    writer: SummaryWriter,
+    writer: Log,
     run: Run,
 ) -> None:
     """Held-out loss, a grid of samples and a strip of the reverse process, of the averaged net."""
@@ -73,7 +70,8 @@ def end_of_epoch(
     grid, strip = images.grid(states[-1]), images.filmstrip([x[:10] for x in states])
     writer.add_image("samples", grid, step)
     writer.add_image("reverse_process", strip, step)
-    images.save_png(grid, run.logs / f"samples_{step:08d}.png")
+    with not_fatal():
+        images.save_png(grid, run.logs / f"samples_{step:08d}.png")
     print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
 
 

@@ -32,6 +32,7 @@ from models import UNet
 from utils import checkpoint, images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
+from utils.files import whole_file
 from utils.optim import average
 from utils.seeding import image_noise
 
@@ -42,7 +43,7 @@ FRAMES = 100  # of an animation, at most
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: drawn, 1: failed to write, 2: bad input."""
+    """Exit code 0: drawn, 1: failed to write, 2: bad input, 130: interrupted."""
     try:
         for path in sample(*parse(argv)):
             print(path)
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         print(f"sample.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("sample.py: interrupted, nothing half-written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -63,7 +67,7 @@ def sample(config: Config, flags: Namespace, state: dict[str, Any]) -> list[Path
     for path in outputs(folder, flags):
         if path.exists() and not flags.overwrite:
             raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
-    model, diffusion = build(config, state, device)
+    model, diffusion = build(config, flags.ckpt, state, device)
 
     batches = []
     with tqdm(total=flags.num * config.sample.steps, unit="step", disable=None) as bar:
@@ -112,15 +116,12 @@ def kept_states(steps: int, film: bool) -> set[int]:
 
 
 def build(
-    config: Config, state: dict[str, Any], device: torch.device
+    config: Config, path: Path, state: dict[str, Any], device: torch.device
 ) -> tuple[nn.Module, GaussianDiffusion]:
     """The averaged network and the process, as the checkpoint describes them."""
     model = average(UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay)
-    try:
-        model.load_state_dict(state["ema"])
-    except RuntimeError as e:
-        reason = str(e).splitlines()[-1].strip()
-        raise CheckpointError(f"the weights do not fit the stored configuration: {reason}") from e
+    checkpoint.check_fits(path, "ema", state["ema"], model.state_dict())
+    model.load_state_dict(state["ema"])
     diffusion = make_diffusion(**asdict(config.diffusion)).to(device)
     return model.to(device, memory_format=torch.channels_last), diffusion
 
@@ -140,7 +141,8 @@ def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]
         arrays = {"arr_0": images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()}  # N, H, W, C
         if y is not None:
             arrays["arr_1"] = y.numpy()
-        np.savez_compressed(folder / "samples.npz", **arrays)
+        with whole_file(folder / "samples.npz") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def outputs(folder: Path, flags: Namespace) -> list[Path]:
@@ -207,8 +209,8 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     typed = vars(parser.parse_args(argv))
     flags = Namespace(**{name: typed.pop(name) for name in names})
 
-    for name, least in (("num", 1), ("batch_size", 1), ("seed", 0)):
-        check_range(flag(name), getattr(flags, name), least, 2**63 - 1)
+    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
+        check_range(flag(name), getattr(flags, name), least, most)
     flags.save = flags.save.split(",")
     if unknown := [kind for kind in flags.save if kind not in KINDS]:
         raise ConfigError(f"--save takes any of {','.join(KINDS)}, got {unknown[0]!r}")

@@ -15,25 +15,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import report
+import resume
 from config import Config, ConfigError, TrainConfig
-from data import DataError, ImageSet
+from data import DataError, ImageSet, ReadError
 from diffusion import GaussianDiffusion, HeldOut
 from prepare import Training, build, open_data, parse, prepare
+from prove import prove
+from replay import NotFiniteError, replay, stop_if_stuck
 from utils import checkpoint, runs
 from utils.checkpoint import CheckpointError
 from utils.clock import Clock
 from utils.devices import DeviceError, autocast, pick_device
-from utils.logs import StepLog, open_log
+from utils.lock import LockError, only_writer
+from utils.logs import Log, StepLog, open_log
+from utils.nonfinite import poison, skip_if_not_finite
 from utils.optim import Plan
+from utils.output import steady_output
 from utils.runs import Run, RunError
 from utils.seeding import generator, mix, permutation
 from utils.signals import StopSignal
 
-BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError, RunError)
+BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError, LockError, RunError)
 LOG_EVERY = 50  # steps between readings of the losses, each of which waits for the device
 KEEP = 2  # newest checkpoints, beside the best
 HELD_OUT = 1024  # images
@@ -46,13 +51,22 @@ class TrainingError(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: done, 1: failed on the way, 2: bad input, 130 / 143: interrupted, resumable."""
     try:
-        return train(*parse(argv, __doc__))
+        config, flags, state = parse(argv, __doc__)
+        if flags.prove_resume:
+            return prove(sys.argv[1:] if argv is None else argv)
+        with steady_output():
+            return train(config, flags, state)
     except BAD_INPUT as e:
         print(f"train.py: error: {e}", file=sys.stderr)
         return 2
-    except TrainingError as e:
+    except (TrainingError, NotFiniteError, ReadError) as e:
         print(f"train.py: stopped: {e}", file=sys.stderr)
-        return 1
+    except OSError as e:
+        print(f"train.py: stopped: {e.filename or 'a file'}: {e.strerror or e}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("train.py: interrupted at once; go on with --resume auto", file=sys.stderr)
+        return 130
+    return 1
 
 
 def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int:
@@ -64,7 +78,11 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
     if flags.dry_run:
         print(report.describe(config, model, train_set, clock.device))
         return 0
-    training = prepare(model, config.train, len(train_set), state, flags.replan)
+    training = prepare(model, config.train, len(train_set), state, flags)
+    if flags.replay:
+        train_set = train_set.to(clock.device)
+        replay(training, train_step, diffusion, train_set, config, flags.replay)
+        return 0
     if training.finished:
         print(f"Already finished at step {training.step}; --epochs or --max-steps train further")
         return 0
@@ -74,9 +92,13 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
     train_set, test_set = train_set.to(clock.device), test_set.to(clock.device)
     first = torch.arange(min(HELD_OUT, len(test_set)))
     held_out = HeldOut.of(*next(test_set.batches(first, HELD_OUT)), diffusion)
-    with open_log(run.logs, training.step + 1) as writer, StopSignal() as stop:
+    with (
+        only_writer(run.checkpoints),
+        open_log(run.logs, training.step + 1) as writer,
+        StopSignal() as stop,
+    ):
         if state:
-            print(f"Resuming after step {training.step}", flush=True)
+            resume.go_on(training, run, config, flags, state)
         else:
             report.introduce(run, writer, config, model, train_set)
         while not training.finished and not stop.number:
@@ -94,7 +116,7 @@ def train_epoch(
     diffusion: GaussianDiffusion,
     train_set: ImageSet,
     config: Config,
-    writer: SummaryWriter,
+    writer: Log,
     clock: Clock,
     stop: StopSignal,
 ) -> bool:
@@ -124,6 +146,7 @@ def train_epoch(
             leave = ended or stop.number or late
             if leave or training.step % LOG_EVERY == 0:
                 bar.set_postfix_str(f"Loss: {write_steps(log, clock, batch_size):.4f}")
+                stop_if_stuck(training, train_step, diffusion, train_set, config)
             if leave:
                 break
     for q, (total, count) in enumerate(quartiles.tolist(), start=1):
@@ -152,8 +175,9 @@ def train_step(
     with autocast(diffusion.device, c.precision):
         losses = diffusion.losses(lambda x, t: model(x, t, y), x_0, t, noise)
     loss = (weight * losses).mean()
-    loss.backward()
+    loss.backward(poison(loss))
     norm = nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+    skip_if_not_finite(training.optimizers, norm, training.streak)
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(training, c)
@@ -184,18 +208,14 @@ def add_by_quartile(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> 
 def write_steps(log: StepLog, clock: Clock, batch_size: int) -> float:
     """Write what was noted, and the speed since then; returns the mean loss.
 
-    Raises TrainingError at the first loss or gradient that is not finite. As this runs before
-    every checkpoint, none is ever written with what came of it.
+    Says which updates were skipped because their gradient was not finite.
     """
     steps, values = log.steps, log.write()
     speed = len(steps) * batch_size / clock.lap()
     log.writer.add_scalar("train/images_per_s", speed, steps[-1])
-    for step, loss, norm in zip(steps, values["loss"], values["gradient_norm"], strict=True):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {step} has loss {loss} and gradient norm {norm}, and no checkpoint was "
-                "written since; go on from the last one with --resume auto and a lower --lr"
-            )
+    norms = zip(steps, values["gradient_norm"], strict=True)
+    if skipped := [str(step) for step, norm in norms if not math.isfinite(norm)]:
+        print(f"train.py: not finite, so skipped: step {', '.join(skipped)}", file=sys.stderr)
     return sum(values["loss"]) / len(steps)
 
 
@@ -236,10 +256,12 @@ def save(training: Training, train_set: ImageSet, config: Config, run: Run) -> N
         "data": {"source": train_set.source, "fingerprint": train_set.fingerprint},
         "environment": runs.environment(next(training.model.parameters()).device),
     }
+    path = run.checkpoints / checkpoint.name(training.step)
     try:
-        checkpoint.save(run.checkpoints / checkpoint.name(training.step), state)
+        checkpoint.save(path, state)
     except CheckpointError as e:
-        raise TrainingError(str(e)) from e
+        raise TrainingError(f"{e}; the last good one is {training.saved}") from e
+    training.saved = path
     checkpoint.prune(run.checkpoints, training.best and training.best["step"], KEEP)
 
 

@@ -5,9 +5,8 @@ it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batche
 """
 
 import hashlib
-import socket
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -20,11 +19,13 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from data.digits import draw_digits
-from data.errors import DataError, DataNotFound
-from data.idx import FASHION_MNIST, KMNIST, MNIST, TIMEOUT, IdxFiles, read_set
+from data.download import TIMEOUT, one_at_a_time, socket_timeout
+from data.errors import DataError, DataNotFound, ReadError
+from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set
 
 STREAM_SIZE = 64  # pixels a side, of sets whose images come in all sizes
 WORKERS = 2
+LARGEST_SET = 16 * 2**30  # bytes of a padded set
 HELD_OUT_EVERY = 10  # of a folder, which has no test set of its own
 
 
@@ -89,15 +90,25 @@ class StreamSet:
             num_workers=WORKERS,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # or each loader would draw from the global one
+            worker_init_fn=ignore_interrupts,
         )
-        for images, labels in loader:
-            yield (
-                normalize(images.to(self.device, non_blocking=True)),
-                labels.to(self.device, non_blocking=True),
-            )
+        try:
+            for images, labels in loader:
+                yield (
+                    normalize(images.to(self.device, non_blocking=True)),
+                    labels.to(self.device, non_blocking=True),
+                )
+        except (OSError, RuntimeError) as e:
+            reason = str(e).strip().splitlines()[-1:]  # of the worker's trace, its end
+            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from e
 
 
 ImageSet = TensorSet | StreamSet
+
+
+def ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal, but it is the main one that decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -122,6 +133,8 @@ def pad(small: TensorSet, image_size: int) -> TensorSet:
             f"{small.name} has images of {own} x {own}, which are padded but not shrunk: "
             f"--image-size must be 0 or at least {own}, got {image_size}"
         )
+    if len(small) * small.image_shape[0] * image_size**2 > LARGEST_SET:
+        raise DataError(f"{small.name} padded to {image_size} pixels would take too much memory")
     before = (image_size - own) // 2
     after = image_size - own - before
     return replace(small, images=F.pad(small.images, (before, after, before, after)))
@@ -207,8 +220,8 @@ def open_torchvision(kind: type, root: Path, download: bool, **arguments: object
         missing = e
     try:
         if download:
-            with socket_timeout(TIMEOUT):
-                return kind(root, download=True, **arguments)
+            with one_at_a_time(root), socket_timeout(TIMEOUT):
+                return kind(root, download=True, **arguments)  # looks at what is there first
     except (OSError, RuntimeError) as e:
         missing = e
     raise DataNotFound(
@@ -216,17 +229,6 @@ def open_torchvision(kind: type, root: Path, download: bool, **arguments: object
         f"({' '.join(str(missing).split())}): put it there as torchvision has it, point "
         "--data-root at it, or use --dataset digits, which needs no files"
     ) from missing
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads have no timeout of their own and would hang on a silent host."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 DATASETS: dict[str, Callable[[Path, int, bool, bool], ImageSet]] = {

@@ -7,3 +7,7 @@ class DataError(Exception):
 
 class DataNotFound(DataError):
     """Images that are neither on disk nor to be had."""
+
+
+class ReadError(Exception):
+    """An image that could not be read in the middle of a run; names the set and the cause."""

@@ -7,9 +7,6 @@ missing or damaged; so a read-only folder serves.
 import gzip
 import hashlib
 import http.client
-import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +15,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from data.download import check_online, keep, one_at_a_time, read_url
 from data.errors import DataError, DataNotFound
 
-TIMEOUT = 10  # seconds without an answer
-LARGEST = 2**26  # bytes of a download
 SIDE = 28
 
 # SHA-256 of MNIST's unpacked files. The packed ones differ between packers, the content does not.
@@ -67,16 +63,15 @@ def read_set(files: IdxFiles, root: Path, train: bool, download: bool) -> tuple[
 
 def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
     """The verified content of one file; fetched where neither form of it is there and good."""
-    folder, damaged = root / files.folder, []
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            try:
-                return verified(files, path)
-            except DataError as e:
-                damaged.append(str(e))
+    folder = root / files.folder
+    content, damaged = on_disk(files, folder, name)
+    if content is not None:
+        return content
     if download:
         try:
-            return fetch(files, folder, name)
+            with one_at_a_time(root):
+                content, _ = on_disk(files, folder, name)  # who waited finds it there
+                return fetch(files, folder, name) if content is None else content
         except (OSError, http.client.HTTPException, DataError) as e:
             reason = f"downloading it failed ({' '.join(str(e).split()) or type(e).__name__})"
     else:
@@ -88,6 +83,18 @@ def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
     if damaged:
         raise DataError(f"{damaged[0]} and {reason}: {remedy}")
     raise DataNotFound(f"no {name} or {name}.gz in {folder} and {reason}: {remedy}")
+
+
+def on_disk(files: IdxFiles, folder: Path, name: str) -> tuple[bytes | None, list[str]]:
+    """The content of the first form of a file that is good, and what is wrong with those before."""
+    damaged = []
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            try:
+                return verified(files, path), damaged
+            except DataError as e:
+                damaged.append(str(e))
+    return None, damaged
 
 
 def verified(files: IdxFiles, path: Path) -> bytes:
@@ -135,10 +142,10 @@ def parse(content: bytes, magic: int, name: str) -> np.ndarray:
 def fetch(files: IdxFiles, folder: Path, name: str) -> bytes:
     """Download, verify, keep the .gz; the content. The last mirror's error is raised."""
     error: Exception = DataError("no mirror is known")
+    check_online(files.mirrors)
     for mirror in files.mirrors:
         try:
-            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT) as answer:
-                packed = answer.read(LARGEST)
+            packed = read_url(f"{mirror}{name}.gz")
             content = unpack(files, f"{name}.gz", packed, f"{mirror}{name}.gz")
             check_sha256(files, name, content, f"{mirror}{name}.gz")
         except (OSError, http.client.HTTPException, DataError) as e:
@@ -147,14 +154,3 @@ def fetch(files: IdxFiles, folder: Path, name: str) -> bytes:
         keep(folder / f"{name}.gz", packed)
         return content
     raise error
-
-
-def keep(path: Path, content: bytes) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

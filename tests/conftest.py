@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import faults
 import pytest
 import torch
 
@@ -54,3 +55,10 @@ def content_hash(state) -> str:
 
     feed({k: state[k] for k in ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")})
     return sha.hexdigest()
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """After ``pytest -m slow``: what was broken how often, and what came of it."""
+    if config.option.markexpr == "slow":
+        for line in faults.table():
+            terminalreporter.write_line(line)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import data.datasets
-from data import DATASETS, DataError, DataNotFound, idx, load
+from data import DATASETS, DataError, DataNotFound, download, idx, load
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
@@ -207,7 +207,7 @@ def test_a_silent_mirror_does_not_hang(mnist, monkeypatch, tmp_path):
     url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
     known = replace(idx.MNIST, mirrors=(url,))
     monkeypatch.setitem(DATASETS, "mnist", data.datasets.idx(known))
-    monkeypatch.setattr(idx, "TIMEOUT", 0.5)
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
     began = time.monotonic()
     with pytest.raises(DataNotFound, match="timed out"):
         open_mnist(tmp_path / "x")

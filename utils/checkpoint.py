@@ -4,47 +4,55 @@
 is compared on load. Files are read with ``weights_only=True`` and nothing else is ever tried.
 """
 
-import hashlib
-import os
+import errno
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from utils.content import differences, digest, not_finite
+from utils.files import whole_file
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
 PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
+LARGEST_STRUCTURE = 2**20  # bytes of everything but the tensors; 58 M parameters take 170,000
+KINDS = "BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short"
+# All that a checkpoint names. weights_only also knows bytearray, of which 1 kB can ask for 1 GB.
+NAMED = re.compile(
+    rf"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch ({KINDS})Storage"
+)
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written, found or trusted; names the path and the reason."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose content is not what was written."""
+
+
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state so that at no instant, not even under kill -9, half a file has the name.
 
-    Written beside its place, flushed to the disk, renamed, and the folder flushed too.
-    Raises CheckpointError; an earlier file of this name is then as it was.
+    Raises CheckpointError, also for values that are not finite; an earlier file of this name is
+    then as it was.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **state}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if name := not_finite(content):
+        raise CheckpointError(f"cannot write {path}: {name} is not finite")
     try:
-        with open(partial, "wb") as file:
+        with whole_file(path) as file:
             torch.save({**content, "sha256": digest(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
     except OSError as e:
         raise CheckpointError(f"cannot write {path}: {e.strerror}") from e
     except RuntimeError as e:  # torch hides a full disk behind one of these
         reason = e.__context__.strerror if isinstance(e.__context__, OSError) else e
         raise CheckpointError(f"cannot write {path}: {reason}") from e
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -56,82 +64,67 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
         kind = type(e).__name__
-        raise CheckpointError(f"{path} is damaged or not a checkpoint ({kind})") from e
+        raise DamagedError(f"{path} is damaged or not a checkpoint ({kind})") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this program")
+        raise DamagedError(f"{path} is not a checkpoint of this program")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {content.get('format_version')}, this program reads "
             f"version {FORMAT_VERSION}: use the release that wrote it"
         )
-    if not is_intact(content):
-        raise CheckpointError(f"{path} is damaged: its content does not match its SHA-256")
+    if not is_intact(content, 4 * path.stat().st_size):
+        raise DamagedError(f"{path} is damaged: its content does not match its SHA-256")
     if missing := [part for part in PARTS if part not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    if name := not_finite(content):
+        raise CheckpointError(f"{path} cannot be used: {name} is not finite")
     return content
 
 
-def is_intact(content: dict[str, Any]) -> bool:
+def is_intact(content: dict[str, Any], most_bytes: int) -> bool:
     """Take the SHA-256 out of the content and compare it with what is left."""
     expected = content.pop("sha256", None)
     try:
-        return digest(content) == expected
-    except (TypeError, ValueError):  # holds what save never writes
+        return digest(content, most_bytes) == expected
+    except (TypeError, ValueError, RuntimeError):  # holds what save never writes
         return False
 
 
 def check_archive(path: Path) -> None:
-    """ValueError unless it is an uncompressed zip that does not claim more than the file holds."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("compressed")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("larger inside than outside")
-
-
-def digest(value: Any) -> str:
-    """SHA-256 over the structure, types, shapes and bytes of plain values and tensors."""
-    sha = hashlib.sha256()
-    feed(sha, value)
-    return sha.hexdigest()
-
-
-def feed(sha: "hashlib._Hash", value: Any) -> None:
-    """Every value is preceded by its type and size, so that no two contents read the same.
-
-    Raises TypeError for what does not belong in a checkpoint, ValueError for a tensor whose
-    strides claim more than its storage holds.
+    """ValueError unless it is an uncompressed zip that claims no more than the file holds, and
+    whose pickle is small and names nothing but what tensors and dicts are made of.
     """
-    if isinstance(value, Tensor):
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError("a tensor is larger than its storage")
-        sha.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        sha.update(flat.view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        sha.update(f"dict {len(value)};".encode())
-        for key, item in value.items():
-            feed(sha, key)
-            feed(sha, item)
-    elif isinstance(value, list | tuple):
-        sha.update(f"{type(value).__name__} {len(value)};".encode())
-        for item in value:
-            feed(sha, item)
-    elif value is None or type(value) in (bool, int, float, str):
-        text = repr(value).encode()
-        sha.update(f"{type(value).__name__} {len(text)};".encode() + text)
-    else:
-        raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file")
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if len(entries) != len(archive.infolist()):
+            raise ValueError("two entries of one name")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("compressed")
+        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
+            raise ValueError("larger inside than outside")
+        for pickled in (entry for name, entry in entries.items() if name.endswith(".pkl")):
+            if pickled.file_size > LARGEST_STRUCTURE:
+                raise ValueError("too much beside the tensors")
+            check_pickle(archive.read(pickled))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def check_pickle(pickled: bytes) -> None:
+    """ValueError for any class or function that a checkpoint does not need."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "PROTO" and argument != 2:
+            raise ValueError(f"protocol {argument}")
+        if opcode.name == "GLOBAL" and not NAMED.fullmatch(argument):
+            raise ValueError(f"names {argument}")
+
+
+def check_fits(path: Path, part: str, found: Any, expected: Mapping[str, Any]) -> None:
+    """CheckpointError with the first differences unless keys, shapes and types are the expected."""
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} does not fit: {part} is no table of tensors")
+    if lines := differences(found, expected):
+        raise CheckpointError(f"{path} does not fit its configuration: {part}: {'; '.join(lines)}")
 
 
 def name(step: int) -> str:
@@ -150,10 +143,38 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(steps(folder).values()), None)
 
 
-def newest_of_all(root: Path) -> Path | None:
-    """The checkpoint written last under a run root, over all versions."""
-    files = [path for folder in root.glob("checkpoints/version_*") if (path := newest(folder))]
-    return max(files, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+def newest_version(root: Path) -> Path | None:
+    """The highest version folder under a run root that holds a checkpoint."""
+    found = [path for path in root.glob("checkpoints/version_*") if newest(path)]
+    numbered = [path for path in found if re.fullmatch(r"version_\d+", path.name)]
+    return max(numbered, key=lambda path: int(path.name.removeprefix("version_")), default=None)
+
+
+def newest_intact(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """The checkpoint to go on from, loaded, and newer ones of its version that are damaged.
+
+    By version and step, never by the clock. None where there is none at all; CheckpointError
+    where all are damaged, and for one that is intact but cannot be used.
+    """
+    folder, damaged = newest_version(root), []
+    if folder is None:
+        return None
+    for path in reversed(steps(folder).values()):
+        try:
+            return path, load(path), damaged
+        except DamagedError as e:
+            reason = str(e)
+            damaged.append(path)
+    raise CheckpointError(
+        f"none of the {len(damaged)} checkpoints in {folder} is intact ({reason}): "
+        "leave out --resume to start anew"
+    )
+
+
+def set_aside(damaged: list[Path]) -> None:
+    """Keep damaged files out of the way, under another name."""
+    for path in damaged:
+        path.rename(path.with_name(f"{path.name}.corrupt"))
 
 
 def find(where: str, root: Path) -> Path:
@@ -161,15 +182,17 @@ def find(where: str, root: Path) -> Path:
 
     Raises CheckpointError when nothing is there.
     """
-    path = newest_of_all(root) if where == "latest" else Path(where)
+    path = newest_version(root) if where == "latest" else Path(where)
     if path is None:
         raise CheckpointError(f"no checkpoint under {root}: train one first with python train.py")
+    try:
+        path.stat()
+    except OSError as e:
+        raise CheckpointError(f"no checkpoint at {path}: {e.strerror}") from e
     if path.is_dir():
         folder, path = path, newest(path)
         if path is None:
             raise CheckpointError(f"no checkpoint step_*.pt in {folder}")
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
     return path
 
 
@@ -178,4 +201,5 @@ def prune(folder: Path, best_step: int | None, keep: int) -> None:
     taken = steps(folder)
     for step in list(taken)[:-keep]:
         if step != best_step:
-            taken[step].unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be deleted only takes space
+                taken[step].unlink()

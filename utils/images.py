@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from utils.files import whole_file
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0 ... 255, rounded to the nearest; what lies outside is clamped."""
@@ -29,14 +31,17 @@ def filmstrip(states: Sequence[Tensor], count: int = 11) -> Tensor:
 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write a uint8 picture (C, H, W)."""
-    to_pil_image(picture).save(path)
+    with whole_file(path) as file:
+        to_pil_image(picture).save(file, "PNG")
 
 
 def save_gif(pictures: Sequence[Tensor], path: Path, seconds: float = 4.0) -> None:
     """Write uint8 pictures (3, H, W) as an endless animation that rests on its last frame."""
     frames: list[Image.Image] = [to_pil_image(p).convert("L" if grey(p) else "P") for p in pictures]
     times = [max(20, round(1000 * seconds / len(frames)))] * (len(frames) - 1) + [1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+    film = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+    with whole_file(path) as file:
+        frames[0].save(file, "GIF", **film)
 
 
 def grey(picture: Tensor) -> bool:

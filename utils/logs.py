@@ -1,21 +1,76 @@
 """TensorBoard: curves and pictures that a resumed run continues without a gap or a duplicate."""
 
+import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import torch
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 
-def open_log(folder: Path, first_step: int) -> SummaryWriter:
+class Log:
+    """TensorBoard's writer, whose failure costs the curves but not the run: one line, then silence.
+
+    Every ``add_...`` of torch's SummaryWriter, ``flush`` and ``close`` are passed on.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder, self.failed = folder, False
+        self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
+
+    def attempt(self, action: Callable[..., Any], *values: object, **options: object) -> Any:
+        """Its result; None after a failure, now or earlier."""
+        if self.failed:
+            return None
+        try:
+            return action(*values, **options)
+        except Exception as e:  # TensorFlow's file layer, where installed, has classes of its own
+            self.failed = True
+            reason = e.strerror if isinstance(e, OSError) else e
+            print(f"warning: no more curves, cannot write {self.folder}: {reason}", file=sys.stderr)
+            return None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *values, **options: self.attempt(
+            lambda: getattr(self.writer, name)(*values, **options)
+        )
+
+    def __enter__(self) -> Self:
+        self.before, threading.excepthook = threading.excepthook, self.thread_failed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        threading.excepthook = self.before
+
+    def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """The writing thread's own report is silenced: the next call here gets the same error."""
+        if type(failure.thread).__module__ != EventFileWriter.__module__:
+            self.before(failure)
+
+
+def open_log(folder: Path, first_step: int) -> Log:
     """A writer whose first curve point will be at this step.
 
     Whatever an earlier process logged from that step on is dropped by the reader: those steps are
     done again. The reader only honours this if the first process said it too, so every one does.
     """
-    return SummaryWriter(folder, purge_step=first_step)
+    return Log(folder, first_step)
+
+
+@contextmanager
+def not_fatal() -> Iterator[None]:
+    """For pictures beside the curves: what cannot be written is a warning."""
+    try:
+        yield
+    except OSError as e:
+        print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
 
 
 class StepLog:
@@ -24,7 +79,7 @@ class StepLog:
     Reading one back makes the host wait for the device, so it is done for many steps at once.
     """
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: Log) -> None:
         self.writer = writer
         self.steps: list[int] = []
         self.values: dict[str, list[Tensor | float]] = {}
@@ -52,14 +107,14 @@ def read_back(values: list[Tensor | float]) -> list[float]:
     return values
 
 
-def add_texts(writer: SummaryWriter, texts: Mapping[str, Mapping[str, object]]) -> None:
+def add_texts(writer: Log, texts: Mapping[str, Mapping[str, object]]) -> None:
     """Tables of names and values, one a tab entry."""
     for title, rows in texts.items():
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         writer.add_text(title, f"| | |\n|---|---|\n{table}", 0)
 
 
-def add_graph(writer: SummaryWriter, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def add_graph(writer: Log, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """The network as a graph, traced with these inputs."""
     with warnings.catch_warnings():  # tracing warns of every size it takes for constant
         warnings.simplefilter("ignore")

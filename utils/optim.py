@@ -22,6 +22,8 @@ class Muon(torch.optim.Optimizer):
     (O, I k k). All matrices whose shorter sides are equal go through one batched iteration.
     """
 
+    found_inf: Tensor | None = None  # where it is 1, a step does nothing; as torch's fused AdamW
+
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
@@ -32,9 +34,14 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             buffers = [self.buffer(p) for p in params]
             grads = [p.grad for p in params]
+            if self.found_inf is not None:  # the mean is then pulled towards itself
+                pairs = zip(grads, buffers, strict=True)
+                grads = [g.where(self.found_inf == 0, buffer) for g, buffer in pairs]
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
             updates = orthogonalize([g.flatten(1) for g in ahead])
+            if self.found_inf is not None:
+                torch._foreach_mul_(updates, 1 - self.found_inf)
             for p, update in zip(params, updates, strict=True):
                 p.sub_(update.view_as(p), alpha=group["lr"])
 

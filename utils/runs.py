@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from utils.files import whole_file
+
 
 class RunError(Exception):
     """A run folder that cannot be made or found; the message names the path and the reason."""
@@ -74,10 +76,9 @@ def run_of(checkpoint: Path) -> Run:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Readable, and complete or absent: written beside its place, then renamed into it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, path)
+    """Readable, and complete or absent."""
+    with whole_file(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

@@ -1,0 +1,93 @@
+"""How a run goes on: from which checkpoint, with which settings, and what changed since."""
+
+import sys
+from argparse import Namespace
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config, ConfigError, ModelConfig, SampleConfig, flag
+from utils import checkpoint, runs
+from utils.files import remove_partial
+from utils.runs import Run
+
+# Taken silently into the result: they cannot change a weight.
+HARMLESS = {"data_root", "save_minutes", *(f.name for f in fields(SampleConfig))}
+# The weights are worthless, or do not load, with another value.
+FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}
+FIXED |= {"dataset", "image_size", "optimizer", "prediction"}
+SURROUNDINGS = ("torch", "device", "gpu", "threads")  # other ones round differently
+
+
+def resumed_state(flags: Namespace) -> dict[str, Any] | None:
+    """The checkpoint that --resume names; None to start fresh.
+
+    Sets flags.resume to its path and flags.damaged to newer ones that --resume auto passed over. A
+    path that was named is taken or refused, never replaced by another.
+    """
+    flags.damaged = []
+    if not flags.resume:
+        return None
+    if flags.resume != "auto":
+        flags.resume = checkpoint.find(flags.resume, flags.run_root)
+        return checkpoint.load(flags.resume)
+    found = checkpoint.newest_intact(flags.run_root)
+    if found is None:
+        flags.resume = None
+        print(f"Nothing to resume in {flags.run_root}: starting fresh")
+        return None
+    flags.resume, state, flags.damaged = found
+    for path in flags.damaged:
+        print(f"train.py: {path} is damaged: going on from {flags.resume}", file=sys.stderr)
+    return state
+
+
+def changed_settings(path: Path, stored: Config, config: Config) -> list[str]:
+    """What was typed differently, a line each. ConfigError for what the weights do not allow."""
+    lines = []
+    for section, values in asdict(config).items():
+        before = asdict(stored)[section]
+        for name in (name for name in values if values[name] != before[name]):
+            line = f"{flag(name)}: {before[name]} -> {values[name]}"
+            if name in FIXED:
+                raise ConfigError(f"{line} does not fit the weights in {path}: start a new run")
+            lines.append(line if name in HARMLESS else f"{line} (changes the result)")
+    return lines
+
+
+def changed_surroundings(state: dict[str, Any], device: torch.device) -> list[str]:
+    """What rounds differently than where the checkpoint was written, a line each."""
+    before, now = state.get("environment", {}), runs.environment(device)
+    return [
+        f"{name}: {before[name]} -> {now[name]} (the same to rounding, not to the bit)"
+        for name in SURROUNDINGS
+        if name in before and before[name] != now[name]
+    ]
+
+
+def check_replay(flags: Namespace, state: dict[str, Any] | None) -> None:
+    """ConfigError unless the step of --replay lies behind the checkpoint."""
+    if flags.replay is None:
+        return
+    if state is None:
+        raise ConfigError("--replay needs --resume PATH, the checkpoint to start from")
+    if flags.replay <= state["step"]:
+        raise ConfigError(
+            f"--replay must be a step after {state['step']}, that of {flags.resume}, "
+            f"got {flags.replay}"
+        )
+
+
+def go_on(training: Any, run: Run, config: Config, flags: Namespace, state: dict[str, Any]) -> None:
+    """For the run's one writer: say what changed, record it, remove what is damaged or half."""
+    checkpoint.set_aside(flags.damaged)
+    for folder in (run.checkpoints, run.logs):
+        remove_partial(folder)
+    device = next(training.model.parameters()).device
+    print(f"Resuming after step {training.step}", flush=True)
+    for line in (*flags.changes, *changed_surroundings(state, device)):
+        print(line, flush=True)
+        training.changes.append(f"after step {training.step}: {line}")
+    runs.write_json(run.logs / "config.json", asdict(config))

@@ -1,0 +1,182 @@
+"""Trainings in processes of their own, to be killed from outside; and the count of what was done.
+
+Every process is forked from a server that has imported torch once, so a trial costs its steps and
+not its imports. A counter in shared memory tells the step, so that faults hit where they are meant.
+"""
+
+import ctypes
+import importlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+import data.datasets
+import report
+import train
+from data.digits import draw_digits
+from utils import checkpoint
+
+ROOT = Path(__file__).parent.parent
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["faults"])
+SECONDS = 60  # after which a process counts as hanging
+STEPS = 20
+NETWORK = [
+    *("--dataset", "digits", "--device", "cpu", "--base-channels", "16", "--emb-channels", "16"),
+    *("--channel-multipliers", "1", "--attention-levels", "0", "--patch-size", "4"),
+    *("--timesteps", "50", "--steps", "2", "--warmup-steps", "5", "--dropout", "0.1"),
+    *("--batch-size", "20"),
+]  # 5 steps an epoch, under 50,000 parameters
+SMALL = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
+AGAIN = [*SMALL, "--resume", "auto"]  # the command that is given again and again until it succeeds
+
+ROWS: list[tuple[str, int, int, str]] = []  # fault, trials, faults that hit, outcome
+
+
+def count(fault: str, trials: int, hits: int, outcome: str) -> None:
+    """Note what a test did, for the table at the end."""
+    ROWS.append((fault, trials, hits, outcome))
+
+
+def table() -> list[str]:
+    """All that was noted, as Markdown."""
+    lines = [f"| {fault} | {trials:,} | {hits:,} | {end} |" for fault, trials, hits, end in ROWS]
+    return ["| fault | trials | hits | outcome |", "|---|---|---|---|", *lines]
+
+
+def two_at_a_time(trial: Callable[[int], object], trials: int) -> list:
+    """The results of trial(0), trial(1) ...; threads, as every trial waits for a process."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(trial, range(trials)))
+
+
+@contextmanager
+def folder():
+    """A folder of its own, gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit code (negative: the signal) and what it printed."""
+
+    code: int
+    step: int  # the last that began
+    out: str
+    err: str
+
+
+class Process:
+    """``train.main(argv)`` in a folder, in a process of its own; ``hook`` names what to break."""
+
+    def __init__(self, where: Path, argv: list[str], hook: str = "", argument: int = 0) -> None:
+        self.where = where
+        self.steps = FORK.RawValue(ctypes.c_int64, 0)
+        arguments = (str(where), argv, self.steps, hook, argument)
+        self.process = FORK.Process(target=child, args=arguments)
+        self.process.start()
+
+    def wait_for(self, step: int) -> bool:
+        """True once this step has begun; False where the process ended before."""
+        ends = time.monotonic() + SECONDS
+        while self.steps.value < step:
+            if not self.process.is_alive() or time.monotonic() > ends:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self) -> Ended:
+        """Wait for the end; a process that hangs is killed, and its code says so."""
+        self.process.join(SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"a process hung in {self.where}")
+        out, err = ((self.where / name).read_text() for name in ("out", "err"))
+        return Ended(self.process.exitcode, self.steps.value, out, err)
+
+
+def run(where: Path, argv: list[str], hook: str = "", argument: int = 0) -> Ended:
+    """To its end."""
+    return Process(where, argv, hook, argument).end()
+
+
+def child(where: str, argv: list[str], steps, hook: str, argument: int) -> None:
+    """The life of a process."""
+    os.chdir(where)
+    for name, number in (("out", 1), ("err", 2)):
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    child_prelude()
+    original = train.train_step
+
+    def counted(training, *rest):
+        steps.value = training.step
+        return original(training, *rest)
+
+    train.train_step = counted
+    if hook:
+        module, name = hook.split(".")
+        getattr(importlib.import_module(module), name)(argument)
+    code = train.main(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def child_prelude() -> None:
+    """What every process needs: a small data set, one thread."""
+    torch.set_num_threads(1)
+    data.datasets.DATASETS["digits"] = few_digits
+    report.add_graph = lambda *_: None  # a second of tracing, which no fault here is about
+
+
+DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}
+
+
+def few_digits(_root, _size, part, _download) -> data.datasets.TensorSet:
+    return data.datasets.TensorSet("", "drawn", 10, *DRAWN[part])
+
+
+def checkpoints(where: Path, version: int = 0) -> dict[int, Path]:
+    """By step."""
+    return checkpoint.steps(where / f"Logs_Checkpoints/checkpoints/version_{version}")
+
+
+def newest(where: Path) -> dict:
+    """The newest checkpoint, verified."""
+    return checkpoint.load(checkpoint.find("latest", where / "Logs_Checkpoints"))
+
+
+def leftovers(where: Path) -> list[Path]:
+    """Half-written files and locks."""
+    return [*where.rglob("*.partial"), *where.rglob("*.lock")]
+
+
+def result(where: Path) -> str:
+    """The hash of everything trained, bit for bit."""
+    parts = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
+    state = newest(where)
+    return checkpoint.digest({part: state[part] for part in parts})

@@ -1,0 +1,249 @@
+"""Killed, interrupted and resumed: nothing is lost, and the result is the same to the bit.
+
+The same command is given again until it succeeds, as a scheduler would.
+"""
+
+import random
+import signal
+import time
+from functools import cache
+
+import pytest
+import torch
+from faults import (
+    AGAIN,
+    NETWORK,
+    SMALL,
+    STEPS,
+    Process,
+    checkpoints,
+    count,
+    folder,
+    leftovers,
+    newest,
+    result,
+    run,
+    two_at_a_time,
+)
+from sabotage import IN_SAVE
+
+from utils import checkpoint
+from utils.checkpoint import CheckpointError
+from utils.seeding import permutation
+
+
+@cache
+def unbroken() -> str:
+    """What a run that nobody disturbs comes to."""
+    with folder() as where:
+        assert run(where, AGAIN).code == 0
+        assert not leftovers(where)
+        return result(where)
+
+
+def finish(where) -> str:
+    """Give the command once more; the result."""
+    ended = run(where, AGAIN)
+    assert ended.code == 0, ended.err
+    assert not leftovers(where)
+    return result(where)
+
+
+def verify(where) -> None:
+    """Every checkpoint that has a name is whole, at whatever instant the process died."""
+    for path in checkpoints(where).values():
+        checkpoint.load(path)
+
+
+def kill_at_random(seed: int, kills: int = 1) -> int:
+    """Kill at uniformly random steps, finish, compare; how many kills hit a running training."""
+    draw, hits = random.Random(seed), 0
+    with folder() as where:
+        for _ in range(kills):
+            process = Process(where, AGAIN)
+            begun = max(checkpoints(where), default=0)
+            hit = process.wait_for(draw.randint(begun + 1, STEPS))
+            time.sleep(draw.uniform(0, 0.03))  # anywhere within the step, or the save behind it
+            process.kill()
+            ended = process.end()
+            verify(where)
+            hits += hit and ended.code == -signal.SIGKILL
+        assert finish(where) == unbroken()
+    return hits
+
+
+def killed(trials: int) -> None:
+    hits = sum(two_at_a_time(kill_at_random, trials))
+    assert hits >= 0.9 * trials
+    count("SIGKILL at a random step", trials, hits, "every result equal to the bit")
+
+
+def test_kill_9_at_any_step_changes_nothing():
+    killed(6)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_step_changes_nothing_many_times():
+    killed(220)
+
+
+def kill_in_save(seed: int, hook: str) -> None:
+    n = 2 + seed % 4  # the first save but one ... the last but one; the third prunes for the first
+    with folder() as where:
+        assert run(where, AGAIN, hook, n).code == -signal.SIGKILL
+        verify(where)
+        assert checkpoints(where)
+        assert finish(where) == unbroken()
+
+
+@pytest.mark.parametrize("hook", [hook.__name__ for hook in IN_SAVE])
+def test_kill_9_inside_a_save_leaves_the_old_or_the_new_file(hook):
+    kill_in_save(2, f"sabotage.{hook}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", [hook.__name__ for hook in IN_SAVE])
+def test_kill_9_inside_a_save_leaves_the_old_or_the_new_file_many_times(hook):
+    two_at_a_time(lambda seed: kill_in_save(seed, f"sabotage.{hook}"), 20)
+    name = hook.removeprefix("die_").replace("_", " ")
+    count(f"SIGKILL inside a save: {name}", 20, 20, "old or new file whole, equal to the bit")
+
+
+def test_saving_in_place_would_leave_half_a_file():
+    """The control of the tests above."""
+    with folder() as where:
+        assert run(where, AGAIN, "sabotage.save_in_place", 3).code == -signal.SIGKILL
+        with pytest.raises(CheckpointError, match="damaged"):
+            verify(where)
+
+
+def test_several_kills_in_one_run():
+    assert kill_at_random(1000, kills=3) >= 2
+
+
+@pytest.mark.slow
+def test_several_kills_in_one_run_many_times():
+    kills = [3 + i % 3 for i in range(40)]
+    hits = sum(two_at_a_time(lambda i: kill_at_random(2000 + i, kills[i]), 40))
+    assert hits >= 0.7 * sum(kills)
+    count("3 to 5 SIGKILLs in one run, 40 runs", sum(kills), hits, "every result equal to the bit")
+
+
+def interrupt(seed: int) -> None:
+    """The process finishes its step, saves it, and says by its exit code what happened."""
+    number = (signal.SIGTERM, signal.SIGINT)[seed % 2]
+    draw = random.Random(3000 + seed)
+    with folder() as where:
+        process = Process(where, AGAIN)
+        assert process.wait_for(draw.randint(1, STEPS - 2))
+        process.kill(number)
+        ended = process.end()
+        assert ended.code == 128 + number, ended.err
+        assert newest(where)["step"] == ended.step  # not one step is lost
+        assert finish(where) == unbroken()
+
+
+def test_signals_lose_no_step():
+    two_at_a_time(interrupt, 4)
+
+
+@pytest.mark.slow
+def test_signals_lose_no_step_many_times():
+    two_at_a_time(interrupt, 100)
+    count("SIGTERM or SIGINT at a random step", 100, 100, "0 steps lost, exit code 143 or 130")
+
+
+def test_a_second_signal_ends_it_at_once_and_a_signal_in_a_save_waits_for_it():
+    for number, again in ((signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGTERM, False)):
+        with folder() as where:
+            process = Process(where, AGAIN, "sabotage.sleep_in_save")
+            assert process.wait_for(2)
+            while not (where / "saving").exists() or not checkpoints(where):
+                time.sleep(0.01)
+            (where / "saving").unlink()
+            while not (where / "saving").exists():
+                time.sleep(0.005)
+            process.kill(number)
+            if again:
+                time.sleep(0.1)
+                process.kill(number)
+            began = time.monotonic()
+            ended = process.end()
+            assert time.monotonic() - began < 5
+            assert ended.code in (-number, 128 + number)
+            verify(where)
+            assert finish(where) == unbroken()
+
+
+def test_a_signal_before_the_first_step_is_one_line():
+    with folder() as where:
+        process = Process(where, AGAIN, "sabotage.interrupt_while_opening_data")
+        ended = process.end()
+        assert ended.code == 130
+        assert "Traceback" not in ended.err
+        assert finish(where) == unbroken()
+
+
+def test_without_keyed_randomness_the_result_would_differ():
+    """The control: the same harness finds what it is meant to find."""
+    hook = "sabotage.draw_from_a_state"
+    with folder() as where, folder() as other:
+        assert run(where, AGAIN, hook).code == 0
+        process = Process(other, AGAIN, hook)
+        assert process.wait_for(10)
+        process.kill()
+        assert process.end().code == -signal.SIGKILL
+        assert run(other, AGAIN, hook).code == 0
+        assert result(where) != result(other)
+
+
+def test_what_is_done_stays_done():
+    """After the end the command says so, and touches nothing."""
+    with folder() as where:
+        assert run(where, AGAIN).code == 0
+        before = times(where)
+        ended = run(where, AGAIN)
+        assert ended.code == 0
+        assert "Already finished" in ended.out
+        assert times(where) == before
+
+
+def times(where) -> dict:
+    """When each file of the run was last written."""
+    return {path: path.stat().st_mtime_ns for path in where.glob("Logs_Checkpoints/**/*")}
+
+
+def test_the_order_of_the_images_goes_on_at_every_step():
+    """Each image once an epoch, in one order, wherever the run stops."""
+    for n, batch in ((20, 3), (21, 7)):
+        whole = permutation(n, 5, 2)
+        assert sorted(whole.tolist()) == list(range(n))
+        for done in range(-(-n // batch)):
+            rest = permutation(n, 5, 2)[done * batch :]
+            assert torch.equal(torch.cat([whole[: done * batch], rest]), whole)
+    assert not torch.equal(permutation(20, 5, 2), permutation(20, 5, 3))  # control
+
+
+def test_a_changed_setting_is_named_and_recorded():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "8"]).code == 0
+        again = ["--resume", "auto", "--device", "cpu"]
+        ended = run(where, [*again, "--lr", "1e-3", "--max-steps", "12"])
+        assert ended.code == 0, ended.err
+        assert "--lr: 0.002 -> 0.001 (changes the result)" in ended.out
+        state = newest(where)
+        assert state["config"]["train"]["lr"] == 1e-3
+        assert any("--lr: 0.002 -> 0.001" in line for line in state["changes"])
+        for flags in (["--heads", "2"], ["--optimizer", "adamw"], ["--prediction", "eps"]):
+            ended = run(where, [*again, *flags])
+            assert ended.code == 2
+            assert "does not fit the weights" in ended.err
+
+
+@pytest.mark.slow
+def test_prove_resume_finds_equal_bits_and_leaves_nothing():
+    with folder() as where:
+        ended = run(where, [*NETWORK, "--prove-resume"])
+        assert ended.code == 0, ended.err
+        assert "equal: all" in ended.out
+        assert {path.name for path in where.iterdir()} == {"out", "err"}

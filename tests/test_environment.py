@@ -1,0 +1,392 @@
+"""Full disks, vanished folders, two writers, NaN, closed pipes: one line, and nothing is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from faults import (
+    AGAIN,
+    FORK,
+    ROOT,
+    SMALL,
+    STEPS,
+    Process,
+    checkpoints,
+    count,
+    folder,
+    leftovers,
+    newest,
+    result,
+    run,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
+
+from utils import checkpoint, lock, runs
+from utils.content import not_finite
+from utils.nonfinite import LIMIT, skip_if_not_finite
+from utils.optim import Muon
+
+LOGS = "Logs_Checkpoints/Inference/version_0"
+
+
+def verified(where: Path) -> list[int]:
+    """The steps of the checkpoints, all of them whole and finite."""
+    for path in checkpoints(where).values():
+        assert not_finite(checkpoint.load(path)) is None
+    return list(checkpoints(where))
+
+
+def one_line(error: str, *words: str) -> None:
+    """The last line says it; no traceback."""
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("train.py: ")
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    ("hook", "argument", "cause"),
+    [
+        ("sabotage.full_disk", 3, "No space left on device"),
+        ("sabotage.file_size_limit", 100_000, "File too large"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(hook, argument, cause):
+    with folder() as where:
+        if hook.endswith("limit"):  # the first two saves before, without the limit
+            assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
+        ended = run(where, AGAIN, hook, argument)
+        assert ended.code == 1
+        one_line(ended.err, cause, "step_00000015.pt")
+        assert verified(where) == [5, 10]
+        assert not leftovers(where)
+        assert run(where, AGAIN).code == 0  # there is room again
+        assert newest(where)["step"] == STEPS
+        count(f"a full disk: {cause}", 1, 1, "one line, exit code 1, earlier checkpoints intact")
+
+
+def test_a_vanished_checkpoint_folder_is_one_line():
+    with folder() as where:
+        ended = run(where, AGAIN, "sabotage.remove_checkpoints", 7)
+        assert ended.code == 1
+        one_line(ended.err, "cannot write", "No such file or directory")
+        count("the checkpoint folder vanishes", 1, 1, "one line, exit code 1")
+
+
+def test_curves_that_cannot_be_written_do_not_cost_the_run():
+    with folder() as where, folder() as other:
+        ended = run(where, AGAIN, "sabotage.remove_logs", 7)
+        assert ended.code == 0
+        assert ended.err.count("no more curves") == 1
+        assert run(other, AGAIN).code == 0
+        assert result(where) == result(other)
+        count("the folder of the curves vanishes", 1, 1, "a warning, the same result to the bit")
+
+
+def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
+    with folder() as where:
+        for name in ("out", "err"):
+            (where / name).touch(mode=0o666)
+            (where / name).chmod(0o666)
+        where.chmod(0o555)
+        ended = run(where, AGAIN, "sabotage.be_nobody")
+        assert (ended.code, ended.step) == (2, 0)
+        one_line(ended.err, "cannot make a run folder", "Permission denied")
+        where.chmod(0o755)
+        count("a folder that may not be written", 1, 1, "one line, exit code 2, before any work")
+
+
+def test_a_run_has_one_writer():
+    with folder() as where:
+        first = Process(where, AGAIN)
+        assert first.wait_for(7)
+        first.kill(signal.SIGSTOP)  # asleep, not dead
+        second = run(where, AGAIN)
+        assert second.code == 2
+        one_line(second.err, f"process {first.process.pid} on {socket.gethostname()}")
+        first.kill()
+        assert first.end().code == -signal.SIGKILL
+        assert (where / "Logs_Checkpoints/checkpoints/version_0" / lock.NAME).exists()
+        assert run(where, AGAIN).code == 0  # a dead owner's lock is taken over
+        assert not leftovers(where)
+        count("a second process resumes a running run", 1, 1, "refused, naming process and host")
+
+
+def hold(path: str, held, most) -> None:
+    """Take the lock 50 times; ``most`` is how many held it at once, at most."""
+    taken = 0
+    while taken < 50:
+        try:
+            with lock.only_writer(Path(path)):
+                held[0] += 1
+                most[0] = max(most[0], held[0])
+                time.sleep(0.0002)
+                held[0] -= 1
+                taken += 1
+        except lock.LockError:
+            time.sleep(0.0001)
+
+
+def test_a_lock_is_never_held_twice(tmp_path):
+    held, most = FORK.RawArray("l", 1), FORK.RawArray("l", 1)
+    processes = [FORK.Process(target=hold, args=(str(tmp_path), held, most)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert most[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def max_plus_one(root: Path) -> Path:
+    """A control: how most programs choose a number."""
+    folder = root / f"version_{max(runs.versions(root.parent), default=-1) + 1}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, rounds):
+    made, shared = [], 0
+    with ThreadPoolExecutor(16) as pool:
+        for i in range(rounds):
+            root = tmp_path / str(i)
+            made += pool.map(lambda _, root=root: runs.new_run(root).logs, range(16))
+            naive = list(pool.map(lambda _, i=i: max_plus_one(tmp_path / f"n{i}" / "x"), range(16)))
+            shared += 16 - len(set(naive))
+    assert len(set(made)) == 16 * rounds
+    assert shared > 0  # control: numbers by max + 1 collide
+    end = f"a number each; by max + 1, {shared} would have shared one"
+    count("16 runs that start together", 16 * rounds, 16 * rounds, end)
+
+
+def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
+    first = "first output that is not finite: "
+    for hook, blame in (
+        ("broken_images", f"{first}stem"),
+        ("infinite_loss", "all outputs finite"),
+        ("broken_weight", first),
+    ):
+        with folder() as where:
+            ended = run(where, AGAIN, f"sabotage.{hook}", 12)
+            assert ended.code == 1
+            assert "step 12 (seed 0): loss" in ended.err
+            for word in ("learning rate", "--lr 0.001", "--replay 12", "step_00000010.pt", blame):
+                assert word in ended.err, word
+            assert verified(where) == [5, 10]
+            assert not leftovers(where)
+            count(f"NaN: {hook.replace('_', ' ')}", 1, 1, "stopped, no checkpoint with NaN")
+
+
+def test_two_steps_that_are_not_finite_are_skipped_and_said():
+    with folder() as where:
+        ended = run(where, AGAIN, "sabotage.broken_images_twice", 7)
+        assert ended.code == 0
+        assert "not finite, so skipped: step 7, 8" in ended.err
+        assert newest(where)["step"] == STEPS
+        assert len(verified(where)) >= 2
+
+
+def test_a_learning_rate_that_explodes_leaves_only_good_checkpoints():
+    with folder() as where:
+        flags = ["--lr", "1000", "--grad-clip", "1e30", "--optimizer", "adamw"]
+        ended = run(where, [*AGAIN, *flags, "--warmup-steps", "0"])
+        assert ended.code in (0, 1)
+        verified(where)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_skipped_update_changes_nothing_at_all(kind):
+    def trained(skip: bool) -> tuple[list, dict]:
+        torch.manual_seed(0)
+        w = torch.nn.Parameter(torch.randn(4, 3))
+        adamw = torch.optim.AdamW([w], 0.1, weight_decay=0.1, fused=True)
+        optimizer = Muon([w], 0.1) if kind == "muon" else adamw
+        streak = torch.zeros(())
+        for step in range(6):
+            w.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            norm = w.grad.norm()
+            if step in (2, 3):
+                if not skip:
+                    continue
+                norm = norm * float("nan")
+                w.grad[0, 0] = float("nan")
+            skip_if_not_finite([optimizer], norm, streak)
+            optimizer.step()
+        return [w.detach()], optimizer.state_dict()["state"]
+
+    skipped, never = trained(True), trained(False)
+    assert checkpoint.digest(skipped) == checkpoint.digest(never)
+
+
+def test_after_three_in_a_row_nothing_moves_any_more():
+    w = torch.nn.Parameter(torch.ones(2))
+    optimizer, streak = torch.optim.AdamW([w], 0.1, fused=True), torch.zeros(())
+    for norm in [float("inf")] * LIMIT + [1.0, 1.0]:
+        w.grad = torch.ones(2)
+        skip_if_not_finite([optimizer], torch.tensor(norm), streak)
+        optimizer.step()
+    assert torch.equal(w, torch.ones(2))
+    assert streak == LIMIT + 2  # so whoever looks knows with which step it began
+
+
+def test_a_step_can_be_seen_again():
+    """From each checkpoint before it, with the numbers that training had; nothing is written."""
+    with folder() as where:
+        ended = run(where, AGAIN, "sabotage.broken_images", 12)
+        line = next(line for line in ended.err.splitlines() if "step 12 (seed 0)" in line)
+        names = sorted(where.rglob("*"))
+        for step in (5, 10):
+            path = str(checkpoints(where)[step])
+            replay = ["--resume", path, "--replay", "12", "--device", "cpu"]
+            again = run(where, replay, "sabotage.broken_images", 12)
+            assert again.code == 0
+            assert again.out.splitlines()[-1] == line.removeprefix("train.py: stopped: ")
+        assert sorted(where.rglob("*")) == names
+        for bad in ("10", "0", "21"):
+            ended = run(where, [*replay, "--replay", bad])
+            assert ended.code == 2
+
+
+def events(where: Path, reader: type = EventAccumulator) -> list[int]:
+    """The steps of the loss curve, as TensorBoard's own reader has them."""
+    accumulator = reader(str(where / LOGS)).Reload()
+    if reader is EventAccumulator:
+        return [event.step for event in accumulator.Scalars("train/loss")]
+    return [event.step for event in accumulator.Tensors("train/loss")]
+
+
+def killed_thrice(where: Path, hook: str = "") -> None:
+    """Saves at every step, so that curves and checkpoints end in different places."""
+    flags = [*AGAIN, "--save-minutes", "0"]
+    for step in (6, 11, 17):
+        process = Process(where, flags, hook)
+        assert process.wait_for(step)
+        process.kill()
+        assert process.end().code == -signal.SIGKILL
+    assert run(where, flags, hook).code == 0
+
+
+def test_every_step_is_in_the_curves_once_and_in_order_after_three_kills():
+    with folder() as where:
+        killed_thrice(where)
+        for reader in (EventAccumulator, PluginEventAccumulator):
+            assert events(where, reader) == list(range(1, STEPS + 1))
+        accumulator = EventAccumulator(str(where / LOGS)).Reload()
+        pictures = [event.step for event in accumulator.Images("samples")]
+        assert pictures == [5, 10, 15, 20]
+        count("3 SIGKILLs, curves read by TensorBoard", 3, 3, "every step once, in order")
+
+
+def test_a_torn_record_at_the_end_of_the_curves_costs_nothing_else():
+    with folder() as where:
+        process = Process(where, AGAIN)
+        assert process.wait_for(12)
+        process.kill()
+        process.end()
+        (path,) = (where / LOGS).glob("events*")
+        path.write_bytes(path.read_bytes()[:-7])
+        assert run(where, AGAIN).code == 0
+        assert events(where) == list(range(1, STEPS + 1))
+
+
+def test_without_purge_step_the_curves_would_repeat_themselves():
+    """The control: killed behind its last checkpoint, with the curves further than that."""
+    with folder() as where:
+        hook = "sabotage.log_without_purge"
+        assert run(where, [*AGAIN, "--max-steps", "15"], hook).code == 0
+        checkpoints(where)[15].unlink()
+        assert run(where, AGAIN, hook).code == 0
+        assert events(where) != list(range(1, STEPS + 1))
+    with folder() as where:
+        assert run(where, [*AGAIN, "--max-steps", "15"]).code == 0
+        checkpoints(where)[15].unlink()
+        assert run(where, AGAIN).code == 0
+        assert events(where) == list(range(1, STEPS + 1))
+
+
+def test_at_every_instant_there_are_two_whole_checkpoints():
+    """Watched from outside while it saves at every step."""
+    with folder() as where:
+        process, looks = Process(where, [*AGAIN, "--save-minutes", "0"]), 0
+        assert process.wait_for(4)
+        while process.process.is_alive():
+            there = list(checkpoints(where).values())
+            assert len(there) >= 2
+            try:
+                checkpoint.load(there[-1])
+                looks += 1
+            except checkpoint.CheckpointError:
+                assert not there[-1].exists()  # it was pruned meanwhile
+        assert process.end().code == 0
+        assert looks > 5
+
+
+def train_py(*argv: str, **options) -> subprocess.Popen:
+    """A real one, with nothing prepared."""
+    smoke = ["--preset", "smoke", "--device", "cpu", "--max-steps", "4", "--steps", "2"]
+    command = [sys.executable, str(ROOT / "train.py"), *smoke, *argv]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+@pytest.mark.slow
+def test_nobody_has_to_listen():
+    with folder() as where:
+        process = train_py(cwd=where)
+        process.stdout.readline()
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait(120) == 0
+        assert len(checkpoints(where)) == 1
+
+
+@pytest.mark.slow
+def test_it_runs_in_a_bare_environment():
+    """No home, no locale, no colours, from another folder; the same result with any hash seed."""
+    results = set()
+    for seed in ("0", "1"):
+        bare = {"PATH": os.environ["PATH"], "LC_ALL": "C", "TERM": "dumb", "PYTHONHASHSEED": seed}
+        with folder() as where:
+            process = train_py(cwd=where, env={**bare, "OMP_NUM_THREADS": "1"})
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            assert "\r" not in out + err
+            results.add(result(where))
+    assert len(results) == 1
+
+
+def memory_and_handles(pid: int) -> tuple[float, int]:
+    """MB, and open files."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.slow
+def test_memory_and_handles_stay_flat_over_ten_thousand_steps():
+    with folder() as where:
+        flags = ["--batch-size", "1", "--max-steps", "10000", "--base-channels", "8"]
+        process = Process(where, [*SMALL, *flags])
+        measured = []
+        for step in (2000, 6000, 9900):
+            while process.steps.value < step and process.process.is_alive():
+                time.sleep(0.01)
+            measured.append(memory_and_handles(process.process.pid))
+        process.process.join(300)
+        assert process.end().code == 0
+    (first, handles), _, (last, handles_at_the_end) = measured
+    assert last - first < 20
+    assert handles_at_the_end == handles
+    end = f"{last - first:+.1f} MB from step 2,000 to 9,900, {handles} open files throughout"
+    count("10,000 steps", 1, 1, end)
