@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from config import PRESETS, Config, ConfigError, Parser, TrainConfig, add_options
@@ -52,6 +53,7 @@ class Training:
     plan: Plan | None  # None with --max-minutes, until the speed is known
     step: int = 0
     best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
+    x0_error: Tensor | None = None  # (T + 1,), of the averaged network, at the last epoch's end
 
     @property
     def finished(self) -> bool:
@@ -65,6 +67,7 @@ class Training:
             "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scheduler": self.plan and asdict(self.plan),
             "best": self.best,
+            "x0_error": self.x0_error,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -74,6 +77,7 @@ class Training:
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         self.step, self.best = state["step"], state["best"]
+        self.x0_error = state.get("x0_error")
 
 
 def parse(

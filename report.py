@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from config import Config, flag
 from data import ImageSet
-from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler
+from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler, x0_errors
 from models import UNet
 from prepare import Training
 from utils import images, runs
@@ -18,6 +18,7 @@ from utils.runs import Run
 from utils.seeding import image_noise
 
 PREVIEW = 20  # images
+MEASURED = 1024  # training images
 
 
 def introduce(
@@ -75,6 +76,16 @@ def end_of_epoch(
     writer.add_image("reverse_process", strip, step)
     images.save_png(grid, run.logs / f"samples_{step:08d}.png")
     print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
+
+
+def measure_errors(
+    training: Training, diffusion: GaussianDiffusion, train_set: ImageSet, clip: bool
+) -> None:
+    """What the averaged network cannot know of x_0: --variance optimal is made from it."""
+    some = torch.arange(min(MEASURED, len(train_set)))
+    x_0, y = next(train_set.batches(some, MEASURED))
+    training.x0_error = x0_errors(training.ema, diffusion, x_0, y, clip)
+    diffusion.x0_error = training.x0_error
 
 
 def preview(

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be written, found or trusted; names the path and the reason."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
     """Write the state so that at no instant, not even under kill -9, half a file has the name.
 
     Written beside its place, flushed to the disk, renamed, and the folder flushed too.
     Raises CheckpointError; an earlier file of this name is then as it was.
     """
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **state}
+    content = {"format": kind, "format_version": FORMAT_VERSION, **state}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -47,8 +47,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The verified content, tensors on the CPU. Raises CheckpointError."""
+def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict[str, Any]:
+    """The verified content, tensors on the CPU. Raises CheckpointError.
+
+    kind: what it was saved as; parts: what it must have.
+    """
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
         kind = type(e).__name__
         raise CheckpointError(f"{path} is damaged or not a checkpoint ({kind})") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != kind:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -66,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if not is_intact(content):
         raise CheckpointError(f"{path} is damaged: its content does not match its SHA-256")
-    if missing := [part for part in PARTS if part not in content]:
+    if missing := [part for part in parts if part not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     return content
 
