@@ -1,5 +1,6 @@
 """From a checkpoint to images: what sample.py and evaluate.py have in common."""
 
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config import Config, Parser, add_options, check_range, flag
 from diffusion import (
@@ -22,6 +24,7 @@ from diffusion import (
 from models import UNet
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
+from utils.images import to_uint8
 from utils.optim import average
 from utils.seeding import image_noise
 
@@ -109,3 +112,31 @@ def states(
     x_T = randn()
     yield x_T
     yield from make_sampler(**asdict(c))(denoiser, diffusion, x_T, c.steps, randn)
+
+
+def draw_samples(
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    config: Config,
+    flags: Namespace,
+    y: Tensor | None,
+) -> tuple[Tensor, dict[str, float]]:
+    """flags.num images as files would hold them, uint8 (N, C, H, W), and what they cost.
+
+    The cost: steps, network evaluations, and seconds per 1000 images.
+    """
+    drawn, c, started = [], config.sample, time.monotonic()
+    with tqdm(total=flags.num * c.steps, desc="samples", unit="step", disable=None) as bar:
+        for indices in torch.arange(flags.num).split(flags.batch_size):
+            for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
+                bar.update(len(x) if n else 0)
+            drawn.append(to_uint8(x))
+    seconds = (time.monotonic() - started) * 1000 / flags.num
+    calls = c.steps if y is None or c.guidance == 1 else 2 * c.steps
+    return torch.cat(drawn), {"steps": c.steps, "calls": calls, "s/1000": seconds}
+
+
+def asked_classes(labels: Tensor, n: int) -> Tensor:
+    """n classes in the proportions of these labels, rising: (n,)."""
+    at = (torch.arange(n, device=labels.device) + 0.5) * len(labels) / n
+    return labels.sort().values[at.long()]

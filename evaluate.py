@@ -7,7 +7,6 @@ python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 
 import math
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from config import Config, ConfigError, Parser
 from data import DataError, ImageSet, load
@@ -31,12 +29,13 @@ from diffusion import (
     last_variances,
     x0_errors,
 )
-from draw import add_flags, build, open_checkpoint, parse_flags, states
+from draw import add_flags, asked_classes, build, draw_samples, open_checkpoint, parse_flags
 from judge import Photos, judge_of, normalize
 from scores import Read, class_shares, halves, memorisation, reasons, score
 from utils import images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
+from utils.tables import table
 
 BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)
 SECTIONS = ("scores", "memory", "held-out", "bits")
@@ -112,63 +111,45 @@ def open_data(config: Config, state: dict[str, Any]) -> list[ImageSet]:
 def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str, Any]:
     """The scores of samples beside the floors, and how near they are to the training images."""
     flags, classes = subject.flags, train_set.num_classes
-    name = f"{train_set.name}_{subject.config.data.image_size}_{train_set.fingerprint[:16]}"
-    judge = judge_of(
-        subject.train, subject.test, classes, logs.parent.parent / "classifiers" / f"{name}.pt"
-    )
+    if classes < 2:
+        print(f"no scores, no memorisation: {train_set.name} has no classes to train a judge on")
+        return {}
+    name = f"{train_set.name}_{subject.config.data.image_size}_{train_set.fingerprint[:16]}.pt"
+    path = logs.parent.parent / "classifiers" / name
+    judge = judge_of(subject.train, subject.test, classes, path)
     print(f"classifier: {100 * judge.accuracy:.2f} % of the test set; {judge.source}", flush=True)
     train, test = (Read.by(judge, photos) for photos in (subject.train, subject.test))
-    test = test[: flags.num]
-    y = asked_classes(subject.train.labels, flags.num, subject.config.model.num_classes)
-
-    rows, shares, samples = {}, {}, None
+    conditional = subject.config.model.num_classes > 0
+    y = asked_classes(subject.train.labels, flags.num) if conditional else None
+    reads, rows = {}, {}
     for name, config in flags.samplers.items():
-        x, cost = draw_samples(subject, config, y)
-        read = Read.by(judge, Photos(x, torch.zeros(len(x)) if y is None else y))
-        samples = samples or read
-        rows[name] = cost | score(read, train, y is not None)
-        shares[name] = class_shares(read, classes)
-    found = {"classifier_accuracy": judge.accuracy}
+        print(f"drawing {flags.num} images: {name}", flush=True)
+        x, rows[name] = draw_samples(subject.model, subject.diffusion, config, flags, y)
+        reads[name] = Read.by(judge, Photos(x, torch.zeros(len(x)) if y is None else y))
+        rows[name] |= score(reads[name], train, conditional)
+    found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
+    samples = next(iter(reads.values()))
     if "scores" in flags.only:
-        for name, read in (("train", train[halves(train, flags.num)[0]]), ("test", test)):
-            rows[f"real {name} images"] = score(read, train, asked=True)
-            shares[f"real {name} images"] = class_shares(read, classes)
-        print_table("Samples and real images", rows)
-        print_table("Classes, share in %", {k: percent(v) for k, v in shares.items()})
-        print("\n".join(reasons(samples, train, y is not None)))
+        floors = {"train": train[halves(train, flags.num)[0]], "test": test[: flags.num]}
+        reads |= {f"real {name} images": read for name, read in floors.items()}
+        rows |= {f"real {name} images": score(read, train, True) for name, read in floors.items()}
+        shares = {name: class_shares(read, classes) for name, read in reads.items()}
+        show("Samples, and real images as the floor", rows)
+        show("Share of each class, as classified", {k: by_class(v) for k, v in shares.items()})
+        print("\n".join(reasons(samples, train, conditional)))
         found |= {"scores": rows, "class_shares": shares}
     if "memory" in flags.only:
-        found["memorisation"], picture = memorisation(samples, train, test)
+        found["memorisation"], picture = memorisation(samples, train, test[: flags.num])
         path = logs / "nearest_pairs.png"
         images.save_png(picture, path)
-        print_table(
-            "Distance to the nearest training image, against that of test images",
-            {space: found["memorisation"][space] for space in ("pixels", "features")},
-        )
+        distances = {space: found["memorisation"][space] for space in ("pixels", "features")}
+        show("Distance to the nearest training image, beside that of test images", distances)
         print(f"{found['memorisation']['verdict']}; the closest pairs: {path}")
     return found
 
 
-def draw_samples(subject: Subject, config: Config, y: Tensor | None) -> tuple[Tensor, dict]:
-    """The samples as files would hold them, uint8 (N, C, H, W), and what they cost."""
-    drawn, flags, c = [], subject.flags, config.sample
-    started = time.monotonic()
-    with tqdm(total=flags.num * c.steps, desc="samples", unit="step", disable=None) as bar:
-        for indices in torch.arange(flags.num).split(flags.batch_size):
-            for x in states(subject.model, subject.diffusion, config, flags.seed, indices, y):
-                bar.update(len(x))
-            drawn.append(images.to_uint8(x))
-    seconds = (time.monotonic() - started) * 1000 / flags.num
-    calls = c.steps if y is None or c.guidance == 1 else 2 * c.steps
-    return torch.cat(drawn), {"steps": c.steps, "calls": calls, "s/1000": seconds}
-
-
-def asked_classes(labels: Tensor, n: int, classes: int) -> Tensor | None:
-    """n classes in the proportions of the training set, (n,); None without classes."""
-    if classes == 0:
-        return None
-    ordered = labels.sort().values
-    return ordered[((torch.arange(n, device=labels.device) + 0.5) * len(ordered) / n).long()]
+def by_class(shares: list[float]) -> dict[str, float]:
+    return {str(label): share for label, share in enumerate(shares)}
 
 
 # The network and its bound.
@@ -178,12 +159,12 @@ def held_out(subject: Subject) -> dict[str, dict[str, float]]:
     """The training loss on a fixed grid of (test image, t, noise), by band of t."""
     some = subject.test[:GRID]
     grid = HeldOut.of(normalize(some.images), some.labels, subject.diffusion)
-    losses, T = held_out_losses(subject.model, subject.diffusion, grid).double(), len(grid.t)
+    losses = held_out_losses(subject.model, subject.diffusion, grid).double()
     rows = {}
     for part, t in zip(losses.tensor_split(BANDS), grid.t.tensor_split(BANDS), strict=True):
         rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
     rows["all"] = mean_and_error(losses)
-    print_table(f"Held-out loss ({subject.config.diffusion.loss}) of {T} test images", rows)
+    show(f"Held-out loss ({subject.config.diffusion.loss}) of {len(some)} test images", rows)
     return rows
 
 
@@ -218,28 +199,14 @@ def bits(subject: Subject) -> dict[str, Any]:
         parts = bounds(model, diffusion, x_0, y, steps, last, draws, clip)
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
         title = f"Bits per dimension of {len(some)} test images, ancestral chain of {steps} steps"
-        print_table(title, found[f"{steps} steps"])
+        show(title, found[f"{steps} steps"])
     if c.sample.sampler != "ddpm":
         print(f"{c.sample.sampler} has no bound; these are of ddpm's chain")
     return found
 
 
-# Output.
-
-
-def percent(shares: list[float]) -> dict[str, float]:
-    return {str(label): 100 * share for label, share in enumerate(shares)}
-
-
-def print_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Names down, figures across; what does not apply to a row is a dash."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    first = max(len(name) for name in rows)
-    widths = [max(8, len(column)) + 2 for column in columns]
-    print(f"\n{title}\n" + " " * first + "".join(map(str.rjust, columns, widths)))
-    for name, row in rows.items():
-        cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
-        print(name.ljust(first) + "".join(map(str.rjust, cells, widths)), flush=True)
+def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    print("\n" + table(title, rows), flush=True)
 
 
 def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:

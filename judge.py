@@ -46,6 +46,7 @@ class Judge:
     """A trained classifier, with its accuracy on the test set."""
 
     model: Classifier
+    unit: float  # what features are multiplied with: their mean variance in training becomes 1
     accuracy: float
     source: str
 
@@ -55,7 +56,7 @@ class Judge:
         read = []
         for chunk in images.split(500):
             features = self.model.features(normalize(chunk))
-            read.append((features, self.model.head(features).argmax(1)))
+            read.append((self.unit * features, self.model.head(features).argmax(1)))
         features, classes = (torch.cat(part) for part in zip(*read, strict=True))
         return features, classes
 
@@ -74,18 +75,21 @@ def judge_of(train: Photos, test: Photos, classes: int, path: Path) -> Judge:
     model = Classifier(train.images.shape[1], classes)
     model = model.to(train.images.device, memory_format=torch.channels_last)
     try:
-        state = checkpoint.load(path, KIND, ("model", "accuracy"))
+        state = checkpoint.load(path, KIND, ("model", "unit", "accuracy"))
         model.load_state_dict(state["model"])
-        return Judge(model.eval(), state["accuracy"], f"from {path}")
+        return Judge(model.eval(), state["unit"], state["accuracy"], f"from {path}")
     except CheckpointError as e:
         if path.exists():
             print(f"{e}: training another", flush=True)
-    fit(model, train)
-    predicted = Judge(model.eval(), 0.0, "").read(test.images)[1]
-    accuracy = (predicted == test.labels).double().mean().item()
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, {"model": model.state_dict(), "accuracy": accuracy}, KIND)
-    return Judge(model, accuracy, f"trained, kept as {path}")
+    print("training a classifier to judge with: about a minute, once", flush=True)
+    fit(model, train)
+    raw = Judge(model.eval(), 1.0, 0.0, "")
+    unit = raw.read(train.images)[0].double().var(0).mean().clamp(min=1e-12).rsqrt().item()
+    accuracy = (raw.read(test.images)[1] == test.labels).double().mean().item()
+    state = {"model": model.state_dict(), "unit": unit, "accuracy": accuracy}
+    checkpoint.save(path, state, KIND)
+    return Judge(model, unit, accuracy, f"trained, kept as {path}")
 
 
 def fit(model: Classifier, train: Photos) -> None:
