@@ -31,7 +31,7 @@ from diffusion import (
 )
 from draw import add_flags, asked_classes, build, draw_samples, open_checkpoint, parse_flags
 from judge import Photos, judge_of, normalize
-from scores import Read, class_shares, halves, memorisation, reasons, score
+from scores import Read, class_shares, memorisation, part_of, reasons, score
 from utils import images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
@@ -130,7 +130,7 @@ def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str
     found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
     samples = next(iter(reads.values()))
     if "scores" in flags.only:
-        floors = {"train": train[halves(train, flags.num)[0]], "test": test[: flags.num]}
+        floors = {"train": train[: part_of(train, flags.num)], "test": test[: flags.num]}
         reads |= {f"real {name} images": read for name, read in floors.items()}
         rows |= {f"real {name} images": score(read, train, True) for name, read in floors.items()}
         shares = {name: class_shares(read, classes) for name, read in reads.items()}
@@ -194,7 +194,7 @@ def bits(subject: Subject) -> dict[str, Any]:
         last = last_variances(
             model, diffusion, normalize(fitted.images), fitted.labels, steps, clip
         )
-        draws = every if flags.all_terms else max(DRAWS, min(c.sample.steps, 2 * DRAWS))
+        draws = every if flags.all_terms else DRAWS
         x_0, y = normalize(some.images), some.labels
         parts = bounds(model, diffusion, x_0, y, steps, last, draws, clip)
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}

@@ -29,8 +29,8 @@ class Photos:
 
     @classmethod
     def of(cls, image_set: ImageSet, most: int) -> "Photos":
-        """The first ``most`` images of a set, in memory on the set's device."""
-        indices = torch.arange(min(most, len(image_set)))
+        """Up to ``most`` images in memory on the set's device, shuffled: any part is a sample."""
+        indices = permutation(len(image_set), 0, 0)[:most]
         parts = [(to_uint8(x), y) for x, y in image_set.batches(indices, 500)]
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

@@ -15,7 +15,7 @@ from prepare import Training
 from utils import images, runs
 from utils.logs import add_graph, add_texts
 from utils.runs import Run
-from utils.seeding import image_noise
+from utils.seeding import image_noise, permutation
 
 PREVIEW = 20  # images
 MEASURED = 1024  # training images
@@ -82,7 +82,7 @@ def measure_errors(
     training: Training, diffusion: GaussianDiffusion, train_set: ImageSet, clip: bool
 ) -> None:
     """What the averaged network cannot know of x_0: --variance optimal is made from it."""
-    some = torch.arange(min(MEASURED, len(train_set)))
+    some = permutation(len(train_set), 0, 0)[:MEASURED]
     x_0, y = next(train_set.batches(some, MEASURED))
     training.x0_error = x0_errors(training.ema, diffusion, x_0, y, clip)
     diffusion.x0_error = training.x0_error

@@ -9,7 +9,6 @@ from torch import Tensor
 from judge import Judge, Photos
 from utils.images import grid
 from utils.metrics import closeness, frechet_distance, histogram, nearest, precision_recall, verdict
-from utils.seeding import permutation
 
 LEAST = 2 * 128  # images for the covariance of 128 features
 K = 3  # nearest neighbours of precision and recall
@@ -46,7 +45,7 @@ def score(samples: Read, train: Read, asked: bool) -> Row:
     n, row = len(samples), {}
     if min(n, len(train)) >= LEAST:
         row[f"fid_classifier@{n}"] = frechet_distance(samples.features, train.features)
-    reference = train[halves(train, n)[1]]
+    reference = train[-part_of(train, n) :]
     if min(n, len(reference)) > K:
         pair = precision_recall(reference.features.double(), samples.features.double(), K)
         row |= dict(zip((f"precision@{n}", f"recall@{n}"), pair, strict=True))
@@ -56,11 +55,9 @@ def score(samples: Read, train: Read, asked: bool) -> Row:
     return row
 
 
-def halves(train: Read, n: int) -> tuple[Tensor, Tensor]:
-    """Up to n training images for the floor, and as many others that they are compared with."""
-    order = permutation(len(train), 0, 0).to(train.features.device)
-    n = min(n, len(order) // 2)
-    return order[:n], order[n : 2 * n]
+def part_of(train: Read, n: int) -> int:
+    """How many training images stand beside n samples: no more than leaves as many others."""
+    return min(n, len(train) // 2)
 
 
 def reasons(samples: Read, train: Read, asked: bool) -> list[str]:
@@ -71,7 +68,7 @@ def reasons(samples: Read, train: Read, asked: bool) -> list[str]:
             f"no fid_classifier: {n} samples and {len(train)} training images; the covariance of "
             f"128 features needs {LEAST} of each"
         )
-    if min(n, len(train) // 2) <= K:
+    if part_of(train, n) <= K:
         said.append(f"no precision and recall: they need more than {K} images")
     if not asked:
         said.append("no accuracy: the network was trained without classes")

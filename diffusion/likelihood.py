@@ -20,7 +20,7 @@ LabelledModel = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHUNK = 256  # images at once
 GROUPS = 32  # of neighbouring t, over which the network's error is averaged
 HALF_BIN = 1 / 255  # of a pixel's 256 values
-DRAWS = 8  # KL terms of an image, where it has more
+DRAWS = 20  # KL terms of an image, where it has more
 
 
 @dataclass(frozen=True)
