@@ -87,7 +87,7 @@ class SampleConfig:
 
     sampler: str = option("ddpm", "reverse process")
     steps: int = option(20, "network evaluations", 1)
-    variance: str = option("posterior", "sigma^2 of ddpm: posterior or beta")
+    variance: str = option("posterior", "sigma^2 of ddpm: posterior, beta, or the bound's optimal")
     eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.0, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)

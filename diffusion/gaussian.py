@@ -49,6 +49,7 @@ class GaussianDiffusion:
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
         self.density = draw_density(self, loss)
+        self.x0_error: Tensor | None = None  # of a network, once measured: see x0_errors
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +59,8 @@ class GaussianDiffusion:
         """Move the arrays; returns itself."""
         for name in ("alpha", "alpha_bar", "loss_weight", "density"):
             setattr(self, name, getattr(self, name).to(device))
+        if self.x0_error is not None:
+            self.x0_error = self.x0_error.to(device)
         return self
 
     def snr(self, t: Time) -> Tensor:
@@ -81,12 +84,14 @@ class GaussianDiffusion:
 
         At the network's estimate of x_0 the mean is the original's mu_prediction.
         """
-        alpha_bar_t, alpha_bar_s = self.alpha_bar[t], self.alpha_bar[s]
-        alpha = alpha_bar_t / alpha_bar_s
-        of_x_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-        of_x_0 = alpha_bar_s.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
-        mean = expand(of_x_t, x_t) * x_t + expand(of_x_0, x_t) * x_0
+        alpha = self.alpha_bar[t] / self.alpha_bar[s]
+        of_x_t = alpha.sqrt() * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
+        mean = expand(of_x_t, x_t) * x_t + expand(self.weight_of_x0(t, s), x_t) * x_0
         return mean, expand(self.posterior_variance(t, s), x_t)
+
+    def weight_of_x0(self, t: Time, s: Time) -> Tensor:
+        """The coefficient of x_0 in the posterior's mean (Eq. 7); 1 at s = 0."""
+        return self.alpha_bar[s].sqrt() * self.step_variance(t, s) / (1 - self.alpha_bar[t])
 
     def posterior_variance(self, t: Time, s: Time) -> Tensor:
         """sigma^2 (Eq. 7): (1 - alpha)(1 - alpha_bar_s) / (1 - alpha_bar_t); 0 at s = 0."""
@@ -211,8 +216,7 @@ def kl(diffusion: GaussianDiffusion) -> Tensor:
     t = torch.arange(1, diffusion.timesteps + 1)
     sigma2 = diffusion.posterior_variance(t, t - 1)
     sigma2[0] = sigma2[1]
-    of_x_0 = diffusion.alpha_bar[t - 1].sqrt() * diffusion.step_variance(t, t - 1)
-    of_x_0 = of_x_0 / (1 - diffusion.alpha_bar[t])
+    of_x_0 = diffusion.weight_of_x0(t, t - 1)
     return F.pad(of_x_0**2 / (2 * sigma2), (1, 0)) / output_scale(diffusion)
 
 
