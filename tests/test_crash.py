@@ -45,7 +45,7 @@ def finish(where) -> str:
     """Give the command once more; the result."""
     ended = run(where, AGAIN)
     assert ended.code == 0, ended.err
-    assert not leftovers(where)
+    assert "Already finished" in ended.out or not leftovers(where)
     return result(where)
 
 
