@@ -30,6 +30,7 @@ from data.digits import draw_digits
 from utils import checkpoint
 
 ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
 FORK = multiprocessing.get_context("forkserver")
 CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
 FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
