@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from config import Config, ConfigError, ModelConfig, SampleConfig, flag
 from utils import checkpoint, runs
 from utils.files import remove_partial
+from utils.lock import NAME, LockError, only_writer
 from utils.runs import Run
 
 # Taken silently into the result: they cannot change a weight.
@@ -80,11 +82,23 @@ def check_replay(flags: Namespace, state: dict[str, Any] | None) -> None:
         )
 
 
+def sweep(run: Run) -> None:
+    """Delete what killed processes left half-written in this and its sister runs, and their locks.
+
+    Not where a living process holds the lock, nor where deleting is not allowed.
+    """
+    for folder in run.checkpoints.parent.glob("version_*"):
+        sister = runs.run_of(folder / "any")
+        with suppress(LockError, OSError):
+            if any(path.name.endswith((".partial", NAME)) for path in folder.iterdir()):
+                with only_writer(folder):
+                    remove_partial(sister.checkpoints)
+                    remove_partial(sister.logs)
+
+
 def go_on(training: Any, run: Run, config: Config, flags: Namespace, state: dict[str, Any]) -> None:
-    """For the run's one writer: say what changed, record it, remove what is damaged or half."""
+    """For the run's one writer: say what changed, record it, put damaged files aside."""
     checkpoint.set_aside(flags.damaged)
-    for folder in (run.checkpoints, run.logs):
-        remove_partial(folder)
     device = next(training.model.parameters()).device
     print(f"Resuming after step {training.step}", flush=True)
     for line in (*flags.changes, *changed_surroundings(state, device)):

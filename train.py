@@ -88,6 +88,7 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
         return 0
 
     run = runs.run_of(flags.resume) if state else runs.new_run(flags.run_root)
+    resume.sweep(run)
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
     train_set, test_set = train_set.to(clock.device), test_set.to(clock.device)
     first = torch.arange(min(HELD_OUT, len(test_set)))

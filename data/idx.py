@@ -7,6 +7,7 @@ missing or damaged; so a read-only folder serves.
 import gzip
 import hashlib
 import http.client
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def unpack(files: IdxFiles, name: str, packed: bytes, where: str) -> bytes:
             raise DataError(f"{where} is damaged: MD5 {found}, not {files.md5_of_gz[name]}")
     try:
         return gzip.decompress(packed)
-    except (OSError, EOFError, ValueError) as e:
+    except (OSError, EOFError, ValueError, zlib.error) as e:
         raise DataError(f"{where} is damaged: {e}") from e
 
 

@@ -30,9 +30,11 @@ from data.digits import draw_digits
 from utils import checkpoint
 
 ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["faults"])
-SECONDS = 60  # after which a process counts as hanging
+CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
+FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
+SECONDS = 120  # after which a process counts as hanging
 STEPS = 20
 NETWORK = [
     *("--dataset", "digits", "--device", "cpu", "--base-channels", "16", "--emb-channels", "16"),
