@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config import Config, ConfigError, Parser
+from config import Config, ConfigError, Parser, flag
 from data import DataError, ImageSet, load
 from diffusion import (
     DRAWS,
@@ -135,7 +135,8 @@ def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str
         rows |= {f"real {name} images": score(read, train, True) for name, read in floors.items()}
         shares = {name: class_shares(read, classes) for name, read in reads.items()}
         show("Samples, and real images as the floor", rows)
-        show("Share of each class, as classified", {k: by_class(v) for k, v in shares.items()})
+        title = f"Share of each class, as classified, of {flags.num} samples and the real images"
+        show(title, {name: by_class(share) for name, share in shares.items()})
         print("\n".join(reasons(samples, train, conditional)))
         found |= {"scores": rows, "class_shares": shares}
     if "memory" in flags.only:
@@ -143,7 +144,8 @@ def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str
         path = logs / "nearest_pairs.png"
         images.save_png(picture, path)
         distances = {space: found["memorisation"][space] for space in ("pixels", "features")}
-        show("Distance to the nearest training image, beside that of test images", distances)
+        title = f"Distance to the nearest training image, {len(samples)} samples and test images"
+        show(title, distances)
         print(f"{found['memorisation']['verdict']}; the closest pairs: {path}")
     return found
 
@@ -160,8 +162,8 @@ def held_out(subject: Subject) -> dict[str, dict[str, float]]:
     some = subject.test[:GRID]
     grid = HeldOut.of(normalize(some.images), some.labels, subject.diffusion)
     losses = held_out_losses(subject.model, subject.diffusion, grid).double()
-    rows = {}
-    for part, t in zip(losses.tensor_split(BANDS), grid.t.tensor_split(BANDS), strict=True):
+    bands, rows = min(BANDS, max(1, len(some) // 2)), {}
+    for part, t in zip(losses.tensor_split(bands), grid.t.tensor_split(bands), strict=True):
         rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
     rows["all"] = mean_and_error(losses)
     show(f"Held-out loss ({subject.config.diffusion.loss}) of {len(some)} test images", rows)
@@ -225,6 +227,9 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     flags.only = flags.only.split(",")
     if unknown := [part for part in flags.only if part not in SECTIONS]:
         raise ConfigError(f"--only takes any of {','.join(SECTIONS)}, got {unknown[0]!r}")
+    for name, part in (("samplers", "scores"), ("all_terms", "bits")):
+        if getattr(flags, name) and part not in flags.only:
+            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(flags.only)}")
     if flags.data_root is not None:
         typed["data_root"] = flags.data_root
     config, state = open_checkpoint(flags, typed)

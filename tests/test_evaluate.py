@@ -1,5 +1,6 @@
 """Evaluation from the command line, on drawn digits and with a network of a few steps."""
 
+import functools
 import json
 import math
 
@@ -23,8 +24,13 @@ TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
 SIZES = {True: 700, False: 300}
 
 
+@functools.cache
+def drawn(train, n):
+    return draw_digits(train, size=n)
+
+
 def digits(_root, _size, train, _download):
-    return data.datasets.TensorSet("", "drawn", 10, *draw_digits(train, size=SIZES[train]))
+    return data.datasets.TensorSet("", "drawn", 10, *drawn(train, SIZES[train]))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setitem(data.datasets.DATASETS, "digits", digits)
-        patch.setattr(judge, "STEPS", 60)
+        patch.setattr(judge, "STEPS", 30)
+        patch.setattr(evaluate, "BITS", 100)
         assert train.main(TRAIN) == 0
         assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
         yield root / "Logs_Checkpoints"
@@ -123,6 +130,8 @@ def test_all_terms_agree_with_those_drawn(measure):
         ["--samplers", "ddpm"],
         ["--samplers", "heun:3"],
         ["--samplers", "ddim:51"],
+        ["--samplers", "ddim:5", "--only", "memory"],
+        ["--all-terms", "--only", "scores,memory"],
         ["--sampler", "ddim", "--variance", "beta"],
         ["--device", "cuda:99"],
         ["--ckpt", "nowhere"],
@@ -161,23 +170,24 @@ def test_the_optimal_variance_comes_with_the_checkpoint(trained, tmp_path, capsy
         assert "lacks the network's errors" in capsys.readouterr().err
 
 
-def photos(n, train=True):
-    return Photos(*draw_digits(train, size=n))
+def photos(start, stop, train=True):
+    """These drawn digits."""
+    return Photos(*drawn(train, 1300 if train else 200))[torch.arange(start, stop)]
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """A judge of 1,000 digits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "STEPS", 60)
+        patch.setattr(judge, "STEPS", 40)
         path = tmp_path_factory.mktemp("judge") / "digits.pt"
-        return judge_of(photos(1000), photos(300, train=False), 10, path)
+        return judge_of(photos(0, 1000), photos(0, 200, train=False), 10, path)
 
 
 def test_the_judge_learns_and_its_training_is_repeatable(reader, tmp_path, monkeypatch):
-    assert reader.accuracy > 0.5
+    assert reader.accuracy > 0.25  # of ten classes
     monkeypatch.setattr(judge, "STEPS", 5)
-    some = photos(300), photos(100, train=False)
+    some = photos(0, 300), photos(0, 100, train=False)
     first, second = (judge_of(*some, 10, tmp_path / f"{name}.pt") for name in "ab")
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -188,7 +198,7 @@ def test_the_judge_learns_and_its_training_is_repeatable(reader, tmp_path, monke
 
 def test_a_damaged_classifier_is_trained_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(judge, "STEPS", 5)
-    some, path = (photos(300), photos(100, train=False)), tmp_path / "a.pt"
+    some, path = (photos(0, 300), photos(0, 100, train=False)), tmp_path / "a.pt"
     judge_of(*some, 10, path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -214,29 +224,32 @@ def test_any_size_and_colour_can_be_classified():
         assert model.features(torch.zeros(2, channels, side, side)).shape == (2, 128)
 
 
-def read(reader, some):
-    return Read.by(reader, some)
+@pytest.fixture(scope="module")
+def train_read(reader):
+    return Read.by(reader, photos(0, 1000))
 
 
-def test_a_hundred_images_learnt_by_heart_are_found_out(reader):
-    train_set, test = read(reader, photos(2000)), read(reader, photos(500, train=False))
-    fresh = read(reader, photos(2500)[torch.arange(2000, 2500)])
-    found, picture = memorisation(fresh, train_set, test)
+def test_a_hundred_images_learnt_by_heart_are_found_out(reader, train_read):
+    test, fresh = (
+        Read.by(reader, some) for some in (photos(0, 200, train=False), photos(1000, 1300))
+    )
+    found, _ = memorisation(fresh, train_read, test)
     assert found["verdict"] == "no sign of memorisation"
-    hundred = train_set.photos[torch.arange(500) % 100]
+    hundred = photos(0, 1000)[torch.arange(300) % 100]
     noise = torch.randint(-6, 7, hundred.images.shape, generator=torch.Generator().manual_seed(0))
     copied = (hundred.images + noise).clamp(0, 255).to(torch.uint8)
-    found, picture = memorisation(read(reader, Photos(copied, hundred.labels)), train_set, test)
+    found, picture = memorisation(Read.by(reader, Photos(copied, hundred.labels)), train_read, test)
     assert found["verdict"] == "copies training images"
-    above, below = picture.float().split(31, dim=1)[:2]
-    assert (above[:, 2:30] - below[:, 1:29]).abs().mean() < 6  # an image above its original
+    above, below = picture[:, 2:30].float(), picture[:, 32:60].float()
+    assert (above - below).abs().mean() < 6  # every sample above its original
+    assert (above - below.roll(30, dims=2)).abs().mean() > 20  # control
 
 
-def test_damaged_images_score_worse(reader):
-    train_set, fresh = read(reader, photos(2000)), photos(2500)[torch.arange(2000, 2500)]
+def test_damaged_images_score_worse(reader, train_read):
+    fresh = photos(1000, 1300)
     noise = torch.randint(0, 2, fresh.images.shape, generator=torch.Generator().manual_seed(0))
     damaged = Photos(fresh.images.bitwise_or((100 * noise).to(torch.uint8)), fresh.labels)
-    good, bad = (score(read(reader, some), train_set, True) for some in (fresh, damaged))
-    assert good["fid_classifier@500"] < bad["fid_classifier@500"] / 10
-    assert good["precision@500"] > bad["precision@500"]
-    assert good["accuracy@500"] > bad["accuracy@500"]
+    good, bad = (score(Read.by(reader, some), train_read, True) for some in (fresh, damaged))
+    assert good["fid_classifier@300"] < bad["fid_classifier@300"] / 10
+    assert good["precision@300"] > bad["precision@300"]
+    assert good["accuracy@300"] > bad["accuracy@300"]
