@@ -198,8 +198,8 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-# Losses differ only in a weight on t. Each function gives it for the squared error of the network's
-# own output, (T + 1,); the entry at t = 0 is never used.
+# Losses differ only in a weight on t. Each function gives it for the squared error of what the
+# network predicts, (T + 1,); the entry at t = 0 is never used.
 
 
 def simple(diffusion: GaussianDiffusion) -> Tensor:

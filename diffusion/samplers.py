@@ -95,11 +95,12 @@ def dpmpp(
 ) -> Iterator[Tensor]:
     """DPM-Solver++(2M): Algorithm 2 of Lu et al. (2022); deterministic, second order.
 
-    lambda is half the log-SNR, steps are even in it. The last one, onto x_0, is of first order.
+    lambda is half the log-SNR. Steps are even in t: even in lambda, a cosine schedule, which ends
+    near SNR 0, would spend nearly half of 20 at t > 990. The last, onto x_0, is of first order.
     """
     del randn
     x_0_before, h_before = None, None
-    for t, s in pairwise(log_snr_grid(diffusion, steps)):
+    for t, s in pairwise(uniform_grid(diffusion, steps)):
         x_0 = denoise(model, diffusion, x, t, clip)
         if s == 0:
             yield x_0
@@ -142,22 +143,6 @@ def uniform_grid(diffusion: GaussianDiffusion, steps: int) -> list[int]:
     last = diffusion.first_timestep - 1
     grid = torch.linspace(diffusion.timesteps, last, steps + 1, dtype=torch.float64)
     return [*grid.round().long().tolist()[:-1], 0]
-
-
-def log_snr_grid(diffusion: GaussianDiffusion, steps: int) -> list[int]:
-    """T = t_0 > ... > t_{steps-1} >= first_timestep, even in log-SNR, then 0."""
-    check_steps(diffusion, steps)
-    first = diffusion.first_timestep
-    t = torch.arange(first, diffusion.timesteps + 1)
-    log_snr = diffusion.snr(t).log().cpu()
-    wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
-    nearest = first + (log_snr[None] - wanted[:, None]).abs().argmin(1)
-    grid = []
-    for i, n in enumerate(nearest.tolist()):
-        # Rounding may bring neighbours together: leave room for those that follow.
-        below = grid[-1] - 1 if grid else diffusion.timesteps
-        grid.append(min(below, max(n, first + steps - 1 - i)))
-    return [*grid, 0]
 
 
 def check_steps(diffusion: GaussianDiffusion, steps: int) -> None:

@@ -94,7 +94,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm * (1 + scale) + shift, SiLU, dropout, conv; then maybe attention.
 
-    Scale and shift come from the embedding (Nichol & Dhariwal 2021, Sec. 3; "AdaGN").
+    Scale and shift come from the embedding (Dhariwal & Nichol 2021, Sec. 3; "AdaGN").
     """
 
     def __init__(

@@ -43,8 +43,10 @@ def test_one_jump_is_many_steps():
     for t in range(1, 301):
         alpha = diffusion.alpha[t].item()
         mean, variance = alpha**0.5 * mean, alpha * variance + 1 - alpha
-    assert mean == pytest.approx(diffusion.alpha_bar[300].sqrt().item())
-    assert variance == pytest.approx(1 - diffusion.alpha_bar[300].item())
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    assert diffusion.q_sample(one, 300, zero).item() == pytest.approx(mean)
+    assert diffusion.q_sample(zero, 300, one).item() ** 2 == pytest.approx(variance)
+    assert diffusion.q_sample(one, 299, zero).item() != pytest.approx(mean)  # control
 
 
 @pytest.mark.parametrize(("t", "s"), [(1, 0), (2, 1), (500, 499), (1000, 999), (1000, 3), (7, 0)])
@@ -162,7 +164,9 @@ def test_the_kl_weight_is_half_the_drop_of_the_signal_to_noise_ratio():
     t = torch.arange(2, T + 1)
     drop = diffusion.snr(t - 1) - diffusion.snr(t)
     torch.testing.assert_close(diffusion.loss_weight[2:], drop / 2)
-    assert diffusion.loss_weight[1:].isfinite().all()
+    at_one = 1 / (2 * diffusion.posterior_variance(2, 1))  # there x_0 has weight one in the mean
+    torch.testing.assert_close(diffusion.loss_weight[1], at_one)
+    assert diffusion.loss_weight[1] > diffusion.loss_weight[2]
 
 
 def test_min_snr_is_capped_in_units_of_x_0():

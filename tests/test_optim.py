@@ -1,12 +1,15 @@
 """Muon, the plan of the learning rate, the average of the weights."""
 
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from utils.optim import DECAYS, Muon, Plan, average, orthogonalize
+from config import ModelConfig
+from models import UNet
+from utils.optim import DECAYS, MATRIX_LR, Muon, Plan, average, muon, orthogonalize
 
 
 def newton_schulz(G: torch.Tensor) -> torch.Tensor:
@@ -62,6 +65,32 @@ def test_muon_descends_on_a_convolution():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
+def test_muon_is_that_of_torch(shape):
+    """But for bfloat16, in which torch iterates: momentum, Nesterov, scale and rate."""
+    torch.manual_seed(0)
+    start, *gradients = torch.randn(6, *shape)
+    params = [nn.Parameter(start.clone()) for _ in range(3)]
+    ours, theirs = Muon(params[:1], lr=0.02), torch.optim.Muon(params[1:2], 0.02, weight_decay=0)
+    other = torch.optim.Muon(params[2:], 0.02, weight_decay=0, nesterov=False)
+    for gradient in gradients:
+        for p, optimizer in zip(params, (ours, theirs, other), strict=True):
+            p.grad = gradient.clone()
+            optimizer.step()
+    found, expected, plain = (p.detach() for p in params)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    assert (plain - expected).abs().max() > 4e-3  # control
+
+
+def test_matrices_go_at_ten_times_the_rate():
+    model = UNet(**{**asdict(ModelConfig()), "num_classes": 10})
+    matrices, rest = muon(model, 1e-3, 0.0)
+    assert (matrices.param_groups[0]["lr"], rest.param_groups[0]["lr"]) == (1e-2, 1e-3)
+    assert MATRIX_LR == 10
+    counted = sum(len(o.param_groups[0]["params"]) for o in (matrices, rest))
+    assert counted == len(list(model.parameters()))
 
 
 def test_muon_goes_on_from_its_state():

@@ -66,8 +66,7 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
-        kind = type(e).__name__
-        raise DamagedError(f"{path} is damaged or not a checkpoint ({kind})") from e
+        raise DamagedError(f"{path} is damaged or not a checkpoint ({type(e).__name__})") from e
     if not isinstance(content, dict) or content.get("format") != kind:
         raise DamagedError(f"{path} is not a checkpoint of this program")
     if content.get("format_version") != FORMAT_VERSION:

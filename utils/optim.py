@@ -137,7 +137,7 @@ class Plan:
 def average(model: nn.Module, power: float, max_decay: float) -> AveragedModel:
     """The network that is sampled from: a running average of the weights, without gradients.
 
-    Power-function average (Karras et al. 2024, Eq. 121): after n updates the decay is
+    Power-function average (Karras et al. 2024, Eq. 127): after n updates the decay is
     (1 - 1/n)^(power + 1), capped at ``max_decay``, so it forgets the start by itself and its
     length grows with the run. max_decay = 0 follows the model without averaging.
     """
