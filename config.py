@@ -15,9 +15,15 @@ class ConfigError(Exception):
     """A setting that cannot work; one line: what was wrong and what to do."""
 
 
-def option(default: Any, help: str, least: float = -math.inf, most: float = math.inf) -> Any:
-    """A field whose help is both its comment and its --help line, with the range it accepts."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+def option(
+    default: Any, help: str, least: float = -math.inf, most: float = math.inf, typed: bool = True
+) -> Any:
+    """A field whose help is both its comment and its --help line, with the range it accepts.
+
+    typed: whether it has a flag; what follows from the data has none.
+    """
+    metadata = {"help": help, "least": least, "most": most, "typed": typed}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,11 @@ class DataConfig:
 class ModelConfig:
     """Keyword arguments of models.UNet."""
 
-    image_channels: int = option(1, "1 for grey images, 3 for colour; follows the data set", 1, 4)
+    image_channels: int = option(1, "as the data set has", 1, 4, typed=False)
     base_channels: int = option(32, "channels of the finest level", 4, 4096)
     channel_multipliers: tuple[int, ...] = option((1, 2), "width of levels / base channels", 1, 64)
     blocks_per_level: int = option(1, "residual blocks of a level down, one more up", 1, 64)
-    attention_levels: tuple[int, ...] = option((1,), "levels with attention; 0 is the finest", 0)
+    attention_levels: tuple[int, ...] = option((1,), "with attention, or none; 0: finest", 0)
     heads: int = option(4, "attention heads", 1, 4096)
     emb_channels: int = option(128, "width of the time and class embedding", 1, 2**16)
     patch_size: int = option(2, "pixel-unshuffle before the first level; 1: none", 1, 64)
@@ -57,6 +63,11 @@ class DiffusionConfig:
     precondition: bool = option(True, "x0: read it as a x_t + b F; --no-precondition: F itself")
     loss: str = option("simple", "weight on t: the bound's (kl), none (simple), or min-snr")
     first_timestep: int = option(1, "smallest t that is trained and sampled; 2: let x_1 = x_0", 1)
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of the slowest sampler: one for every t that is trained."""
+        return self.timesteps - self.first_timestep + 1
 
 
 @dataclass(frozen=True)
@@ -133,9 +144,8 @@ class Config:
 
     def check_sampling(self, typed: Collection[str], own_options: Collection[str]) -> None:
         """ConfigError for too many steps, and for typed options the sampler does not have."""
-        d, s = self.diffusion, self.sample
-        most = d.timesteps - d.first_timestep + 1
-        check_range("--steps", s.steps, 1, most)
+        s = self.sample
+        check_range("--steps", s.steps, 1, self.diffusion.most_steps)
         for name in ("eta", "variance"):
             if name in typed and name not in own_options:
                 raise ConfigError(f"{flag(name)} has no effect on --sampler {s.sampler}")
@@ -249,7 +259,7 @@ def add_options(
     for section in sections:
         group = parser.add_argument_group(type(section).__name__.removesuffix("Config").lower())
         types = get_type_hints(type(section))
-        for f in fields(section):
+        for f in (f for f in fields(section) if f.metadata["typed"]):
             default = getattr(section, f.name)
             group.add_argument(
                 flag(f.name),
@@ -264,7 +274,7 @@ def argument(kind: Any, choices: Collection[str] | None) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
-        return {"type": get_args(kind)[0], "nargs": "+", "action": StoreTuple, "metavar": "N"}
+        return {"type": get_args(kind)[0], "nargs": "*", "action": StoreTuple, "metavar": "N"}
     if choices:
         return {"choices": sorted(choices)}
     return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}

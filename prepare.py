@@ -122,6 +122,8 @@ def parse(
     if "alphas" in typed:
         typed = {"schedule": "manual", "timesteps": len(typed["alphas"]), **typed}
     stored, config = config, config.override(**typed)
+    if "steps" not in typed:  # a short process has no room for the default
+        config = config.override(steps=min(config.sample.steps, config.diffusion.most_steps))
     check(config, typed)
     check_replay(flags, state)
     flags.changes = changed_settings(flags.resume, stored, config) if state else []

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from utils.files import whole_file
 BAD_INPUT = (ConfigError, CheckpointError, DeviceError)
 KINDS = ("grid", "png", "gif", "npz")
 FRAMES = 100  # of an animation, at most
+NUM = 100  # images
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,13 +125,16 @@ def outputs(folder: Path, flags: Namespace) -> list[Path]:
 
 
 def default_folder(flags: Namespace, config: Config, step: int) -> Path:
-    """Beside the run's logs; named by what the images depend on."""
+    """Beside the run's logs; named by what the images depend on, where that is not the default."""
     c = config.sample
     parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{flags.seed}"]
+    if flags.num != NUM:
+        parts.append(f"num{flags.num}")
     if flags.classes:
         parts.append(f"classes{flags.classes}")
-    if c.guidance != 1:
-        parts.append(f"guidance{c.guidance:g}")
+    for f in fields(c):
+        if f.name not in ("sampler", "steps") and getattr(c, f.name) != f.default:
+            parts.append(f"{f.name}{getattr(c, f.name)}")
     return runs.run_of(flags.ckpt).logs / "_".join(parts)
 
 
@@ -157,7 +162,7 @@ def class_labels(flags: Namespace, num_classes: int) -> Tensor | None:
 def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     """The checkpoint's configuration amended by the typed flags, the flags, the checkpoint."""
     parser = Parser(prog="sample.py", description=__doc__)
-    add_flags(parser, num=100)
+    add_flags(parser, num=NUM)
     parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all in turn]")
     parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")

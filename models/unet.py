@@ -51,6 +51,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = [base_channels * m for m in channel_multipliers]
+        if not widths:
+            raise ValueError("channel multipliers must name at least one level")
         check_widths([base_channels, *widths], attention_levels, heads, norm)
         self.num_classes, self.patch_size = num_classes, patch_size
         self.size_multiple = patch_size * 2 ** (len(widths) - 1)

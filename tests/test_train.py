@@ -210,6 +210,8 @@ def test_dry_run_says_everything_and_leaves_nothing(few_digits, capsys):
         ["--alphas", "0.5", "1.5", "--steps", "1"],
         ["--eta", "0.5"],
         ["--no-precondition"],
+        ["--channel-multipliers"],
+        ["--image-channels", "3"],
         ["--num-classes", "11", "--dataset", "digits"],
         ["--num-classes", "0", "--label-drop", "0.2"],
         ["--dataset", "digits", "--image-size", "30"],
@@ -264,9 +266,12 @@ def test_a_resumed_run_refuses_other_images(monkeypatch, capsys):
 
 def test_a_process_set_by_hand_trains_and_samples(few_digits):
     process = ["--prediction", "x0", "--loss", "kl", "--first-timestep", "2"]
-    process += ["--alphas", "0.9", "0.5", "0.2", "0.1"]
-    assert run("--max-steps", "3", "--steps", "2", *process) == 0
-    stored = checkpoint.load(newest(few_digits))["config"]["diffusion"]
+    process += ["--alphas", "0.9", "0.5", "0.2", "0.1", "--attention-levels"]
+    assert run("--max-steps", "3", *process) == 0
+    config = checkpoint.load(newest(few_digits))["config"]
+    assert config["sample"]["steps"] == 3  # all that there are
+    assert config["model"]["attention_levels"] == ()
+    stored = config["diffusion"]
     assert stored["alphas"] == (0.9, 0.5, 0.2, 0.1)
     assert stored["timesteps"] == 4
 
