@@ -54,6 +54,7 @@ class DiffusionConfig:
     timesteps: int = option(1000, "T, the number of diffusion steps", 2, 10**5)
     alphas: tuple[float, ...] = option((), "alpha_1 ... alpha_T by hand, or @FILE of one a line", 0)
     prediction: str = option("v", "what the network predicts: the clean image, the noise, or v")
+    precondition: bool = option(True, "x0: read it as a x_t + b F; --no-precondition: F itself")
     loss: str = option("simple", "weight on t: the bound's (kl), none (simple), or min-snr")
     first_timestep: int = option(1, "smallest t that is trained and sampled; 2: let x_1 = x_0", 1)
 
@@ -86,7 +87,7 @@ class SampleConfig:
 
     sampler: str = option("ddpm", "reverse process")
     steps: int = option(20, "network evaluations", 1)
-    variance: str = option("posterior", "sigma^2 of ddpm: posterior or beta")
+    variance: str = option("posterior", "sigma^2 of ddpm: posterior, beta, or the bound's optimal")
     eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.0, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)
@@ -174,6 +175,7 @@ PRESETS: dict[str, Config] = {
         num_classes=0,
         schedule="linear",
         prediction="x0",
+        precondition=False,
         loss="kl",
         first_timestep=2,
         batch_size=128,

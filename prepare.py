@@ -60,6 +60,7 @@ class Training:
     changes: list[str] = field(default_factory=list)  # of settings or machine, on the way
     saved: Path | None = None  # the newest checkpoint
     streak: Tensor = field(default_factory=lambda: torch.zeros(()))  # see utils.nonfinite
+    x0_error: Tensor | None = None  # (T + 1,), of the averaged network, at the last epoch's end
 
     @property
     def finished(self) -> bool:
@@ -74,6 +75,7 @@ class Training:
             "scheduler": self.plan and asdict(self.plan),
             "best": self.best,
             "changes": self.changes,
+            "x0_error": self.x0_error,
         }
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
@@ -88,6 +90,7 @@ class Training:
             raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e
         self.step, self.best, self.saved = state["step"], state["best"], path
         self.changes = list(state.get("changes", []))
+        self.x0_error = state.get("x0_error")
 
 
 def parse(
@@ -132,6 +135,8 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     c = config.train
     if not (c.epochs or c.max_steps or c.max_minutes):
         raise ConfigError("--epochs 0 needs --max-steps or --max-minutes")
+    if "precondition" in typed and config.diffusion.prediction != "x0":
+        raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
     with torch.device("meta"):  # shapes without memory

@@ -8,15 +8,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, flag
 from data import ImageSet
-from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler
+from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler, x0_errors
 from models import UNet
 from prepare import Training
 from utils import images, runs
 from utils.logs import Log, add_graph, add_texts, not_fatal
 from utils.runs import Run
-from utils.seeding import image_noise
+from utils.seeding import image_noise, permutation
 
 PREVIEW = 20  # images
+MEASURED = 1024  # training images
 
 
 def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: ImageSet) -> None:
@@ -73,6 +74,16 @@ def end_of_epoch(
     with not_fatal():
         images.save_png(grid, run.logs / f"samples_{step:08d}.png")
     print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
+
+
+def measure_errors(
+    training: Training, diffusion: GaussianDiffusion, train_set: ImageSet, clip: bool
+) -> None:
+    """What the averaged network cannot know of x_0: --variance optimal is made from it."""
+    some = permutation(len(train_set), 0, 0)[:MEASURED]
+    x_0, y = next(train_set.batches(some, MEASURED))
+    training.x0_error = x0_errors(training.ema, diffusion, x_0, y, clip)
+    diffusion.x0_error = training.x0_error
 
 
 def preview(

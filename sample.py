@@ -9,7 +9,6 @@ import math
 import re
 import sys
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, ConfigError, Parser, add_options, check_range, flag
-from diffusion import (
-    SAMPLERS,
-    VARIANCES,
-    GaussianDiffusion,
-    guided,
-    make_diffusion,
-    make_sampler,
-    options_of,
-)
-from models import UNet
-from utils import checkpoint, images, runs
+from config import Config, ConfigError, Parser
+from diffusion import GaussianDiffusion
+from draw import add_flags, build, known_errors, open_checkpoint, parse_flags, states
+from utils import images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
 from utils.files import whole_file
-from utils.optim import average
-from utils.seeding import image_noise
 
 BAD_INPUT = (ConfigError, CheckpointError, DeviceError)
-CHOICES = {"sampler": SAMPLERS, "variance": VARIANCES}
 KINDS = ("grid", "png", "gif", "npz")
 FRAMES = 100  # of an animation, at most
 
@@ -88,21 +76,10 @@ def draw(
     y: Tensor | None,
     bar: tqdm,
 ) -> list[Tensor]:
-    """The reverse process of these images: x_T ... x_0, or x_0 alone where no film is wanted.
-
-    Image i depends on (seed, i) and its class only, whatever batch it is drawn in.
-    """
-    c = config.sample
-    shape = (config.model.image_channels, config.data.image_size, config.data.image_size)
-    randn = image_noise(flags.seed, indices.tolist(), shape, diffusion.device)
-    labels = y if y is None else y[indices].to(diffusion.device)
-    denoiser = guided(model, labels, config.model.num_classes, c.guidance)
-    wanted = kept_states(c.steps, "gif" in flags.save)
-    x_T = randn()
-    kept = [x_T.cpu()] if 0 in wanted else []
-    sampler = make_sampler(**asdict(c))
-    for n, x in enumerate(sampler(denoiser, diffusion, x_T, c.steps, randn), start=1):
-        bar.update(len(x))
+    """x_T ... x_0 of these images, or x_0 alone where no film is wanted."""
+    wanted, kept = kept_states(config.sample.steps, "gif" in flags.save), []
+    for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
+        bar.update(len(x) if n else 0)
         if n in wanted:
             kept.append(x.cpu())
     return kept
@@ -113,17 +90,6 @@ def kept_states(steps: int, film: bool) -> set[int]:
     if not film:
         return {steps}
     return set(torch.linspace(0, steps, min(steps + 1, FRAMES)).round().int().tolist())
-
-
-def build(
-    config: Config, path: Path, state: dict[str, Any], device: torch.device
-) -> tuple[nn.Module, GaussianDiffusion]:
-    """The averaged network and the process, as the checkpoint describes them."""
-    model = average(UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay)
-    checkpoint.check_fits(path, "ema", state["ema"], model.state_dict())
-    model.load_state_dict(state["ema"])
-    diffusion = make_diffusion(**asdict(config.diffusion)).to(device)
-    return model.to(device, memory_format=torch.channels_last), diffusion
 
 
 def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]) -> None:
@@ -190,36 +156,22 @@ def class_labels(flags: Namespace, num_classes: int) -> Tensor | None:
 
 def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     """The checkpoint's configuration amended by the typed flags, the flags, the checkpoint."""
-    defaults = Config().sample
     parser = Parser(prog="sample.py", description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
-    parser.add_argument(
-        "--run-root", type=Path, default="Logs_Checkpoints", help="of latest [%(default)s]"
-    )
-    parser.add_argument("--num", type=int, default=100, help="images to draw [%(default)s]")
+    add_flags(parser, num=100)
     parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all in turn]")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
-    parser.add_argument("--batch-size", type=int, default=100, help="at a time [%(default)s]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    names = {action.dest for action in parser._actions} - {"help"}
-    add_options(parser, [defaults], CHOICES)
-    typed = vars(parser.parse_args(argv))
-    flags = Namespace(**{name: typed.pop(name) for name in names})
-
-    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
-        check_range(flag(name), getattr(flags, name), least, most)
+    flags, typed = parse_flags(parser, argv)
     flags.save = flags.save.split(",")
     if unknown := [kind for kind in flags.save if kind not in KINDS]:
         raise ConfigError(f"--save takes any of {','.join(KINDS)}, got {unknown[0]!r}")
-    flags.ckpt = checkpoint.find(flags.ckpt, flags.run_root)
-    state = checkpoint.load(flags.ckpt)
-    stored = Config.from_dict(state["config"])
-    config = stored.override(**typed)
-    config.check()
-    config.check_sampling(typed, options_of(config.sample.sampler))
+    config, state = open_checkpoint(flags, typed)
+    if config.sample.variance == "optimal" and known_errors(config, state) is None:
+        raise ConfigError(
+            f"{flags.ckpt} lacks the network's errors for this --clip, from which --variance "
+            "optimal is made: they are measured at an epoch's end; train on, or use posterior"
+        )
     return config, flags, state
 
 

@@ -105,6 +105,7 @@ def train(config: Config, flags: Namespace, state: dict[str, Any] | None) -> int
         while not training.finished and not stop.number:
             ended = train_epoch(training, diffusion, train_set, config, writer, clock, stop)
             if ended:
+                report.measure_errors(training, diffusion, train_set, config.sample.clip)
                 report.end_of_epoch(training, diffusion, held_out, config, writer, run)
             writer.flush()  # first, so that the curves reach at least as far as the checkpoint
             save(training, train_set, config, run)

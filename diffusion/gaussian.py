@@ -24,7 +24,8 @@ class GaussianDiffusion:
     """A process with T steps, what the network predicts of it, and the loss it is trained with.
 
     alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
-    rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). loss: a name in
+    rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). precondition: x_0
+    is read from the network's output by ``precondition_x0``, not taken as it is. loss: a name in
     LOSSES. first_timestep: the smallest t trained and sampled; 2 is "let x_1 = x_0".
     Raises ValueError where first_timestep is not in 1 ... T.
     """
@@ -33,6 +34,7 @@ class GaussianDiffusion:
         self,
         alphas: Tensor,
         prediction: str = "v",
+        precondition: bool = False,
         loss: str = "simple",
         first_timestep: int = 1,
     ) -> None:
@@ -42,10 +44,12 @@ class GaussianDiffusion:
                 f"--first-timestep must lie in 1..{self.timesteps}, got {first_timestep}"
             )
         self.prediction, self.first_timestep = prediction, first_timestep
+        self.precondition = precondition and prediction == "x0"
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
         self.density = draw_density(self, loss)
+        self.x0_error: Tensor | None = None  # of a network, once measured: see x0_errors
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +59,8 @@ class GaussianDiffusion:
         """Move the arrays; returns itself."""
         for name in ("alpha", "alpha_bar", "loss_weight", "density"):
             setattr(self, name, getattr(self, name).to(device))
+        if self.x0_error is not None:
+            self.x0_error = self.x0_error.to(device)
         return self
 
     def snr(self, t: Time) -> Tensor:
@@ -78,12 +84,14 @@ class GaussianDiffusion:
 
         At the network's estimate of x_0 the mean is the original's mu_prediction.
         """
-        alpha_bar_t, alpha_bar_s = self.alpha_bar[t], self.alpha_bar[s]
-        alpha = alpha_bar_t / alpha_bar_s
-        of_x_t = alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-        of_x_0 = alpha_bar_s.sqrt() * (1 - alpha) / (1 - alpha_bar_t)
-        mean = expand(of_x_t, x_t) * x_t + expand(of_x_0, x_t) * x_0
+        alpha = self.alpha_bar[t] / self.alpha_bar[s]
+        of_x_t = alpha.sqrt() * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
+        mean = expand(of_x_t, x_t) * x_t + expand(self.weight_of_x0(t, s), x_t) * x_0
         return mean, expand(self.posterior_variance(t, s), x_t)
+
+    def weight_of_x0(self, t: Time, s: Time) -> Tensor:
+        """The coefficient of x_0 in the posterior's mean (Eq. 7); 1 at s = 0."""
+        return self.alpha_bar[s].sqrt() * self.step_variance(t, s) / (1 - self.alpha_bar[t])
 
     def posterior_variance(self, t: Time, s: Time) -> Tensor:
         """sigma^2 (Eq. 7): (1 - alpha)(1 - alpha_bar_s) / (1 - alpha_bar_t); 0 at s = 0."""
@@ -104,12 +112,26 @@ class GaussianDiffusion:
         a, b = self.scales(t, x_0)
         return a * noise - b * x_0
 
+    def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """The prediction that the network's output stands for: its estimate of ``target``."""
+        return self.precondition_x0(output, x_t, t) if self.precondition else output
+
+    def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
+
+        At small t, x_0 is x_t but for little, and the bound weighs errors by the SNR. So the
+        network gives what to add, in units of the noise.
+        """
+        a, b = self.scales(t, x_t)
+        return a * x_t + b * output
+
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The clean image in x_t according to the network's output."""
+        prediction = self.predict(output, x_t, t)
         if self.prediction == "x0":
-            return output
+            return prediction
         a, b = self.scales(t, x_t)
-        return (x_t - b * output) / a if self.prediction == "eps" else a * x_t - b * output
+        return (x_t - b * prediction) / a if self.prediction == "eps" else a * x_t - b * prediction
 
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if the clean image is x_0 (Eq. 4 solved for it)."""
@@ -120,8 +142,9 @@ class GaussianDiffusion:
 
     def losses(self, model: Model, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Algorithm 1, line 5: the weighted squared error of each image, mean over pixels, (B,)."""
-        output = model(self.q_sample(x_0, t, noise), t).to(x_0.dtype)  # from bfloat16
-        error = (output - self.target(x_0, noise, t)).square().flatten(1).mean(1)
+        x_t = self.q_sample(x_0, t, noise)
+        prediction = self.predict(model(x_t, t).to(x_0.dtype), x_t, t)  # from bfloat16
+        error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
         return self.loss_weight[t].to(error.dtype) * error
 
     def draw_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -161,12 +184,13 @@ def make_diffusion(
     timesteps: int,
     alphas: Sequence[float],
     prediction: str,
+    precondition: bool,
     loss: str,
     first_timestep: int,
 ) -> GaussianDiffusion:
     """The process that a configuration describes. Raises ValueError; see make_alphas."""
     hand_set = make_alphas(schedule, timesteps, alphas)
-    return GaussianDiffusion(hand_set, prediction, loss, first_timestep)
+    return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep)
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -192,8 +216,7 @@ def kl(diffusion: GaussianDiffusion) -> Tensor:
     t = torch.arange(1, diffusion.timesteps + 1)
     sigma2 = diffusion.posterior_variance(t, t - 1)
     sigma2[0] = sigma2[1]
-    of_x_0 = diffusion.alpha_bar[t - 1].sqrt() * diffusion.step_variance(t, t - 1)
-    of_x_0 = of_x_0 / (1 - diffusion.alpha_bar[t])
+    of_x_0 = diffusion.weight_of_x0(t, t - 1)
     return F.pad(of_x_0**2 / (2 * sigma2), (1, 0)) / output_scale(diffusion)
 
 

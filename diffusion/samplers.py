@@ -41,10 +41,22 @@ def ddpm(
         yield x
 
 
-# The two choices of sigma^2 for a jump t -> s (Ho et al. 2020, Sec. 3.2).
+def optimal_variance(diffusion: GaussianDiffusion, t: int, s: int) -> Tensor:
+    """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
+
+    The posterior's, and what the network cannot know of x_0. ValueError before that was measured.
+    """
+    if diffusion.x0_error is None:
+        raise ValueError("--variance optimal needs the network's errors: see x0_errors")
+    unknown = diffusion.weight_of_x0(t, s) ** 2 * diffusion.x0_error[t]
+    return diffusion.posterior_variance(t, s) + unknown
+
+
+# The choices of sigma^2 for a jump t -> s; the first two are of Ho et al. (2020), Sec. 3.2.
 VARIANCES: dict[str, Callable[[GaussianDiffusion, int, int], Tensor]] = {
     "posterior": GaussianDiffusion.posterior_variance,
     "beta": GaussianDiffusion.step_variance,
+    "optimal": optimal_variance,
 }
 
 

@@ -86,6 +86,30 @@ def test_the_posterior_takes_one_t_per_image():
         torch.testing.assert_close(variances[i : i + 1], variance)
 
 
+def test_a_preconditioned_answer_is_the_image_in_units_of_the_noise():
+    """With F = -v it is exact: a x_t - b v = x_0. Its loss is that of the plain x_0."""
+    plain = process(prediction="x0", loss="kl")
+    diffusion, v = process(prediction="x0", precondition=True, loss="kl"), process(prediction="v")
+    x_0, noise = batch()
+    t = torch.tensor([1, 10, 50, 100])
+    x_t = diffusion.q_sample(x_0, t, noise)
+    F = -v.target(x_0, noise, t)
+    torch.testing.assert_close(diffusion.predict_x0(F, x_t, t), x_0)
+    assert not torch.allclose(plain.predict_x0(F, x_t, t), x_0)  # control
+
+    off = F + 0.1
+    losses = diffusion.losses(lambda *_: off, x_0, t, noise)
+    answer = diffusion.predict_x0(off, x_t, t)
+    torch.testing.assert_close(losses, plain.losses(lambda *_: answer, x_0, t, noise))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_only_the_image_is_preconditioned(prediction):
+    x_t, output = batch()
+    plain, other = (process(prediction=prediction, precondition=p) for p in (False, True))
+    assert torch.equal(plain.predict_x0(output, x_t, 5), other.predict_x0(output, x_t, 5))
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_prediction_gives_the_image_and_the_noise(prediction):
     diffusion, (x_0, noise) = process(prediction=prediction), batch()

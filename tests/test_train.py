@@ -209,6 +209,7 @@ def test_dry_run_says_everything_and_leaves_nothing(few_digits, capsys):
         ["--schedule", "manual"],
         ["--alphas", "0.5", "1.5", "--steps", "1"],
         ["--eta", "0.5"],
+        ["--no-precondition"],
         ["--num-classes", "11", "--dataset", "digits"],
         ["--num-classes", "0", "--label-drop", "0.2"],
         ["--dataset", "digits", "--image-size", "30"],

@@ -114,7 +114,6 @@ def test_matrices_are_the_hidden_ones():
         "label.weight",
         "stem.weight",
         "head.weight",
-        "bypass.weight",
     ]
 
 

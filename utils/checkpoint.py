@@ -8,7 +8,7 @@ import errno
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ class DamagedError(CheckpointError):
     """A checkpoint whose content is not what was written."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
     """Write the state so that at no instant, not even under kill -9, half a file has the name.
 
     Raises CheckpointError, also for values that are not finite; an earlier file of this name is
     then as it was.
     """
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **state}
+    content = {"format": kind, "format_version": FORMAT_VERSION, **state}
     if name := not_finite(content):
         raise CheckpointError(f"cannot write {path}: {name} is not finite")
     try:
@@ -55,8 +55,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"cannot write {path}: {reason}") from e
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The verified content, tensors on the CPU. Raises CheckpointError."""
+def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict[str, Any]:
+    """The verified content, tensors on the CPU. Raises CheckpointError.
+
+    kind: what it was saved as; parts: what it must have.
+    """
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -65,7 +68,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
         kind = type(e).__name__
         raise DamagedError(f"{path} is damaged or not a checkpoint ({kind})") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != kind:
         raise DamagedError(f"{path} is not a checkpoint of this program")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -74,7 +77,7 @@ def load(path: Path) -> dict[str, Any]:
         )
     if not is_intact(content, 4 * path.stat().st_size):
         raise DamagedError(f"{path} is damaged: its content does not match its SHA-256")
-    if missing := [part for part in PARTS if part not in content]:
+    if missing := [part for part in parts if part not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     if name := not_finite(content):
         raise CheckpointError(f"{path} cannot be used: {name} is not finite")

@@ -1,0 +1,222 @@
+"""The variational bound of the chain that is sampled, and the variance that minimises it.
+
+-log p(x_0) <= L_T + sum of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) - log p(x_0 | x_t1)
+(Ho et al. 2020, Eq. 5) over the jumps t -> s of the grid that ``ddpm`` walks; t1 -> 0 is the last.
+``model(x_t, t, y)`` is the network; x_0 (N, C, H, W) lies in [-1, 1] and has 256 values.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import GaussianDiffusion
+from diffusion.samplers import VARIANCES, uniform_grid
+
+LabelledModel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+CHUNK = 256  # images at once
+GROUPS = 32  # of neighbouring t, over which the network's error is averaged
+HALF_BIN = 1 / 255  # of a pixel's 256 values
+DRAWS = 20  # KL terms of an image, where it has more
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The parts of the bound of every image, in bits per dimension, (N,) float64 each."""
+
+    prior: Tensor
+    kl: Tensor
+    decoder: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """The means over the images, and the standard error of the total."""
+        parts = {"prior": self.prior, "kl": self.kl, "decoder": self.decoder}
+        total = self.prior + self.kl + self.decoder
+        error = (total.std() / math.sqrt(len(total))).item()
+        means = {name: part.mean().item() for name, part in parts.items()}
+        return {"total": total.mean().item(), "se": error, **means}
+
+
+@torch.no_grad()
+def bounds(
+    model: LabelledModel,
+    diffusion: GaussianDiffusion,
+    x_0: Tensor,
+    y: Tensor,
+    steps: int,
+    last_variances: Mapping[str, Tensor],
+    draws: int = DRAWS,
+    clip: bool = True,
+) -> dict[str, Bound]:
+    """The bound for every variance in ``last_variances``, which has the decoder's sigma^2.
+
+    An image takes one network evaluation for the decoder, and one for each KL term; where there
+    are more than ``draws`` of these, that many are drawn, in proportion to their likely size.
+    """
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.tensor(uniform_grid(diffusion, steps), device=x_0.device)
+    which, weight = choose_jumps(diffusion, grid, len(x_0), draws, generator)
+    squared = torch.zeros(which.shape, dtype=torch.float64, device=x_0.device)
+
+    def seen_from(j: Tensor) -> Tensor:
+        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        return estimate(model, diffusion, x_0, y, grid[j], noise, clip)
+
+    for k in range(which.shape[1]):
+        squared[:, k] = (x_0 - seen_from(which[:, k])).double().square().flatten(1).sum(1)
+    decoded = seen_from(torch.full((len(x_0),), steps - 1, device=x_0.device))
+
+    dimensions = x_0[0].numel()
+    bits = dimensions * math.log(2)
+    prior = prior_term(diffusion, x_0) / bits
+    found = {}
+    for name, last_variance in last_variances.items():
+        kl = kl_terms(diffusion, name, grid[which], grid[which + 1], squared, dimensions)
+        nll = discretised_nll(x_0, decoded, last_variance).flatten(1).sum(1)
+        found[name] = Bound(prior, (weight * kl).sum(1) / bits, nll / bits)
+    return found
+
+
+def choose_jumps(
+    diffusion: GaussianDiffusion, grid: Tensor, images: int, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which jumps to compute for each image, and the weight of each: (N, K) both.
+
+    All but the last where there are at most ``draws``. Else half of the draws are even, half in
+    proportion to the drop of log(1 + SNR), each from a slice of its own.
+    """
+    count = len(grid) - 2
+    if count <= draws:
+        all_of_them = torch.arange(count, device=grid.device).expand(images, count)
+        return all_of_them, torch.ones_like(all_of_them, dtype=torch.float64)
+    nats = -(1 - diffusion.alpha_bar[grid[:-1]]).log()
+    drop = nats[1:] - nats[:-1]
+    density = (1 / count + drop / drop.sum()) / 2
+    order = torch.randperm(images, generator=generator).to(grid.device)
+    u = ((order[:, None] + 0.5) / images + torch.arange(draws, device=grid.device)) / draws
+    which = torch.searchsorted(density.cumsum(0), u, right=True).clamp(max=count - 1)
+    return which, 1 / (draws * density[which])
+
+
+def estimate(
+    model: LabelledModel,
+    diffusion: GaussianDiffusion,
+    x_0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    clip: bool,
+) -> Tensor:
+    """The clean images the network sees in x_t, t (N,), a chunk at a time; shaped as x_0."""
+    seen = []
+    for x, labels, n, eps in zip(*(part.split(CHUNK) for part in (x_0, y, t, noise)), strict=True):
+        x_t = diffusion.q_sample(x, n, eps)
+        seen.append(diffusion.predict_x0(model(x_t, n, labels).to(x.dtype), x_t, n))
+    return torch.cat(seen).clamp(-1, 1) if clip else torch.cat(seen)
+
+
+def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, (N,)."""
+    alpha_bar = diffusion.alpha_bar[-1]
+    of_mean = alpha_bar * x_0.double().square().flatten(1).sum(1)
+    of_variance = -alpha_bar - torch.log1p(-alpha_bar)
+    return (of_mean + x_0[0].numel() * of_variance) / 2
+
+
+def kl_terms(
+    diffusion: GaussianDiffusion, variance: str, t: Tensor, s: Tensor, squared: Tensor, dims: int
+) -> Tensor:
+    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from |x_0 - x_0 hat|^2 (any sigma^2)."""
+    ours = VARIANCES[variance](diffusion, t, s)
+    ratio = diffusion.posterior_variance(t, s) / ours
+    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / ours
+    return (dims * (ratio - 1 - ratio.log()) + of_means) / 2
+
+
+def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """-log of the normal distribution's mass in the bin of each pixel (Eq. 13), in nats, float64.
+
+    The outermost bins are open. Both ends are mirrored into the lower tail, where the logarithm
+    of the distribution function is exact however far out they lie.
+    """
+    x_0, difference, sigma = x_0.double(), (x_0 - mean).double(), variance.sqrt()
+    upper = ((difference + HALF_BIN) / sigma).masked_fill(x_0 > 1 - HALF_BIN, math.inf)
+    lower = ((difference - HALF_BIN) / sigma).masked_fill(x_0 < -1 + HALF_BIN, -math.inf)
+    upper, lower = (
+        torch.where(difference > 0, -lower, upper),
+        torch.where(difference > 0, -upper, lower),
+    )
+    high, low = (torch.special.log_ndtr(end) for end in (upper, lower))
+    return -(high + torch.log1p(-torch.exp(low - high)))
+
+
+# The variances of the last jump, and what they and "optimal" are measured from.
+
+
+@torch.no_grad()
+def last_variances(
+    model: LabelledModel,
+    diffusion: GaussianDiffusion,
+    x_0: Tensor,
+    y: Tensor,
+    steps: int,
+    clip: bool = True,
+) -> dict[str, Tensor]:
+    """sigma^2 of the decoder for each of VARIANCES; "optimal" is fitted to training images x_0.
+
+    The posterior has no width at s = 0: that of the jump before stands in (Ho et al.'s code), and
+    where there is none, beta.
+    """
+    t, s = (torch.tensor(n) for n in uniform_grid(diffusion, steps)[-2:])
+    before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
+    beta = diffusion.step_variance(t, s)
+    posterior = beta if before is None else diffusion.posterior_variance(before, t)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).to(x_0)
+    seen = estimate(model, diffusion, x_0, y, t.expand(len(x_0)).to(x_0.device), noise, clip)
+    return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, seen)}
+
+
+def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
+    """The sigma^2 that makes the images most likely: three searches, each finer than the last."""
+    low, high = math.log(1e-8), math.log(4.0)
+    for _ in range(3):
+        candidates = torch.linspace(low, high, 17, dtype=torch.float64, device=x_0.device).exp()
+        costs = torch.stack([discretised_nll(x_0, mean, v).mean() for v in candidates])
+        best, width = candidates[costs.argmin()].log().item(), (high - low) / 16
+        low, high = best - width, best + width
+    return candidates[costs.argmin()]
+
+
+@torch.no_grad()
+def x0_errors(
+    model: LabelledModel, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, clip: bool = True
+) -> Tensor:
+    """E |x_0 - x_0 hat(x_t, t)|^2 / dimension for every t, (T + 1,) float64; 0 at t = 0.
+
+    Each image is looked at once, at t denser towards 0. What is averaged over neighbouring t is the
+    error of v, 1 / (1 - alpha_bar) times that of x_0: over all of t it hardly changes.
+    """
+    first, T = diffusion.first_timestep, diffusion.timesteps
+    u = (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
+    t = (first + (T - first) * u**2).round().long()
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(2)).to(x_0)
+    seen = estimate(model, diffusion, x_0, y, t, noise, clip)
+    error = (x_0 - seen).double().square().flatten(1).mean(1) / (1 - diffusion.alpha_bar[t])
+    groups = min(GROUPS, len(x_0))
+    at = torch.stack([part.double().mean() for part in t.tensor_split(groups)])
+    level = torch.stack([part.mean() for part in error.tensor_split(groups)])
+    every = torch.arange(T + 1, device=x_0.device)
+    return interpolate(every.double(), at, level) * (1 - diffusion.alpha_bar)
+
+
+def interpolate(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """The line through (at, values), level outside; ``at`` must not fall."""
+    right = torch.searchsorted(at, x).clamp(1, max(1, len(at) - 1))
+    if len(at) == 1:
+        return values.expand(len(x))
+    left = right - 1
+    share = ((x - at[left]) / (at[right] - at[left]).clamp(min=1e-9)).clamp(0, 1)
+    return values[left] + share * (values[right] - values[left])

@@ -1,0 +1,138 @@
+"""From a checkpoint to images: what sample.py and evaluate.py have in common."""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config, Parser, add_options, check_range, flag
+from diffusion import (
+    SAMPLERS,
+    VARIANCES,
+    GaussianDiffusion,
+    guided,
+    make_diffusion,
+    make_sampler,
+    options_of,
+)
+from models import UNet
+from utils import checkpoint
+from utils.images import to_uint8
+from utils.optim import average
+from utils.seeding import image_noise
+
+CHOICES = {"sampler": SAMPLERS, "variance": VARIANCES}
+
+
+def add_flags(parser: Parser, num: int) -> None:
+    """The flags of both scripts, without those of SampleConfig."""
+    parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
+    parser.add_argument(
+        "--run-root", type=Path, default="Logs_Checkpoints", help="of latest [%(default)s]"
+    )
+    parser.add_argument("--num", type=int, default=num, help="images to draw [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
+    parser.add_argument("--batch-size", type=int, default=100, help="at a time [%(default)s]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+
+
+def parse_flags(parser: Parser, argv: list[str] | None) -> tuple[Namespace, dict[str, Any]]:
+    """The script's own flags, and those that amend the configuration, where typed."""
+    names = {action.dest for action in parser._actions} - {"help"}
+    add_options(parser, [Config().sample], CHOICES)
+    typed = vars(parser.parse_args(argv))
+    flags = Namespace(**{name: typed.pop(name) for name in names})
+    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
+        check_range(flag(name), getattr(flags, name), least, most)
+    return flags, typed
+
+
+def open_checkpoint(flags: Namespace, typed: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The checkpoint's configuration amended by the typed flags, and the checkpoint.
+
+    Sets flags.ckpt to its path.
+    """
+    flags.ckpt = checkpoint.find(flags.ckpt, flags.run_root)
+    state = checkpoint.load(flags.ckpt)
+    config = Config.from_dict(state["config"]).override(**typed)
+    config.check()
+    config.check_sampling(typed, options_of(config.sample.sampler))
+    return config, state
+
+
+def build(
+    config: Config, path: Path, state: dict[str, Any], device: torch.device
+) -> tuple[nn.Module, GaussianDiffusion]:
+    """The averaged network and the process, as the checkpoint describes them."""
+    model = average(UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay)
+    checkpoint.check_fits(path, "ema", state["ema"], model.state_dict())
+    model.load_state_dict(state["ema"])
+    diffusion = make_diffusion(**asdict(config.diffusion))
+    diffusion.x0_error = known_errors(config, state)
+    return model.to(device, memory_format=torch.channels_last), diffusion.to(device)
+
+
+def known_errors(config: Config, state: dict[str, Any]) -> Tensor | None:
+    """The network's errors, which --variance optimal is made from.
+
+    None where they were never measured, or for the other choice of --clip.
+    """
+    same = config.sample.clip == state["config"]["sample"]["clip"]
+    return state.get("x0_error") if same else None
+
+
+def states(
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    config: Config,
+    seed: int,
+    indices: Tensor,
+    y: Tensor | None,
+) -> Iterator[Tensor]:
+    """The reverse process of the images with these indices: x_T, ..., x_0, each (B, C, H, W).
+
+    y: the classes of all images, (N,), or None. Image i depends on (seed, i) and its class only,
+    whatever batch it is drawn in.
+    """
+    c = config.sample
+    shape = (config.model.image_channels, config.data.image_size, config.data.image_size)
+    randn = image_noise(seed, indices.tolist(), shape, diffusion.device)
+    labels = y if y is None else y[indices].to(diffusion.device)
+    denoiser = guided(model, labels, config.model.num_classes, c.guidance)
+    x_T = randn()
+    yield x_T
+    yield from make_sampler(**asdict(c))(denoiser, diffusion, x_T, c.steps, randn)
+
+
+def draw_samples(
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    config: Config,
+    flags: Namespace,
+    y: Tensor | None,
+) -> tuple[Tensor, dict[str, float]]:
+    """flags.num images as files would hold them, uint8 (N, C, H, W), and what they cost.
+
+    The cost: steps, network evaluations, and seconds per 1000 images.
+    """
+    drawn, c, started = [], config.sample, time.monotonic()
+    with tqdm(total=flags.num * c.steps, desc="samples", unit="step", disable=None) as bar:
+        for indices in torch.arange(flags.num).split(flags.batch_size):
+            for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
+                bar.update(len(x) if n else 0)
+            drawn.append(to_uint8(x))
+    seconds = (time.monotonic() - started) * 1000 / flags.num
+    calls = c.steps if y is None or c.guidance == 1 else 2 * c.steps
+    return torch.cat(drawn), {"steps": c.steps, "calls": calls, "s/1000": seconds}
+
+
+def asked_classes(labels: Tensor, n: int) -> Tensor:
+    """n classes in the proportions of these labels, rising: (n,)."""
+    at = (torch.arange(n, device=labels.device) + 0.5) * len(labels) / n
+    return labels.sort().values[at.long()]

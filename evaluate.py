@@ -1,0 +1,248 @@
+"""How good a checkpoint is: its samples against real images, and the bound on its likelihood.
+
+python evaluate.py --ckpt latest
+python evaluate.py --ckpt latest --num 1000 --only scores
+python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
+"""
+
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config import Config, ConfigError, Parser, flag
+from data import DataError, ImageSet, load
+from diffusion import (
+    DRAWS,
+    SAMPLERS,
+    GaussianDiffusion,
+    HeldOut,
+    bounds,
+    guided,
+    held_out_losses,
+    last_variances,
+    x0_errors,
+)
+from draw import add_flags, asked_classes, build, draw_samples, open_checkpoint, parse_flags
+from judge import Photos, judge_of, normalize
+from scores import Read, class_shares, memorisation, part_of, reasons, score
+from utils import images, runs
+from utils.checkpoint import CheckpointError
+from utils.devices import DeviceError, pick_device
+from utils.tables import table
+
+BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)
+SECTIONS = ("scores", "memory", "held-out", "bits")
+MOST = 60_000  # real images held in memory
+GRID, BANDS = 5_000, 10  # points of the held-out loss, bands of t
+BITS = 1_000  # test images of the bound
+ERRORS = 1024  # training images that the optimal variance is fitted to
+FITTED = 256  # training images that its last variance is fitted to
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and the real images it is compared with."""
+
+    model: nn.Module
+    diffusion: GaussianDiffusion
+    config: Config
+    flags: Namespace
+    train: Photos
+    test: Photos
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0: measured, 1: failed to write, 2: bad input."""
+    try:
+        evaluate(*parse(argv))
+    except BAD_INPUT as e:
+        print(f"evaluate.py: error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"evaluate.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def evaluate(config: Config, flags: Namespace, state: dict[str, Any]) -> None:
+    """Measure what was asked for; print it, and write metrics.json beside the run's logs."""
+    device = pick_device(flags.device)
+    train_set, test_set = open_data(config, state)
+    model, diffusion = build(config, flags.ckpt, state, device)
+    train, test = (Photos.of(part.to(device), MOST) for part in (train_set, test_set))
+    subject = Subject(model, diffusion, config, flags, train, test)
+    logs = runs.run_of(flags.ckpt).logs
+    logs.mkdir(parents=True, exist_ok=True)
+    print(f"{flags.ckpt}: step {state['step']}; data: {train_set.source}", flush=True)
+    if diffusion.x0_error is None:
+        measure_errors(subject)
+
+    found: dict[str, Any] = {"checkpoint": str(flags.ckpt), "step": state["step"]}
+    found |= {"num": flags.num, "seed": flags.seed, "sample": asdict(config.sample)}
+    if {"scores", "memory"} & set(flags.only):
+        found |= judge_samples(subject, train_set, logs)
+    if "held-out" in flags.only:
+        found["held_out"] = held_out(subject)
+    if "bits" in flags.only:
+        found["bits_per_dim"] = bits(subject)
+    found["environment"] = runs.environment(device)
+    runs.write_json(logs / "metrics.json", found)
+    print(f"\n{logs / 'metrics.json'} (replaced as a whole each time)")
+
+
+def open_data(config: Config, state: dict[str, Any]) -> list[ImageSet]:
+    """The training and test set of the run. Raises DataError where they are not the run's."""
+    sets = [load(**asdict(config.data), train=part) for part in (True, False)]
+    if state["data"]["fingerprint"] != sets[0].fingerprint:
+        raise DataError(f"the images ({sets[0].source}) are not those this run was trained on")
+    return sets
+
+
+# Samples.
+
+
+def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str, Any]:
+    """The scores of samples beside the floors, and how near they are to the training images."""
+    flags, classes = subject.flags, train_set.num_classes
+    if classes < 2:
+        print(f"no scores, no memorisation: {train_set.name} has no classes to train a judge on")
+        return {}
+    name = f"{train_set.name}_{subject.config.data.image_size}_{train_set.fingerprint[:16]}.pt"
+    path = logs.parent.parent / "classifiers" / name
+    judge = judge_of(subject.train, subject.test, classes, path)
+    print(f"classifier: {100 * judge.accuracy:.2f} % of the test set; {judge.source}", flush=True)
+    train, test = (Read.by(judge, photos) for photos in (subject.train, subject.test))
+    conditional = subject.config.model.num_classes > 0
+    y = asked_classes(subject.train.labels, flags.num) if conditional else None
+    reads, rows = {}, {}
+    for name, config in flags.samplers.items():
+        print(f"drawing {flags.num} images: {name}", flush=True)
+        x, rows[name] = draw_samples(subject.model, subject.diffusion, config, flags, y)
+        reads[name] = Read.by(judge, Photos(x, torch.zeros(len(x)) if y is None else y))
+        rows[name] |= score(reads[name], train, conditional)
+    found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
+    samples = next(iter(reads.values()))
+    if "scores" in flags.only:
+        floors = {"train": train[: part_of(train, flags.num)], "test": test[: flags.num]}
+        reads |= {f"real {name} images": read for name, read in floors.items()}
+        rows |= {f"real {name} images": score(read, train, True) for name, read in floors.items()}
+        shares = {name: class_shares(read, classes) for name, read in reads.items()}
+        show("Samples, and real images as the floor", rows)
+        title = f"Share of each class, as classified, of {flags.num} samples and the real images"
+        show(title, {name: by_class(share) for name, share in shares.items()})
+        print("\n".join(reasons(samples, train, conditional)))
+        found |= {"scores": rows, "class_shares": shares}
+    if "memory" in flags.only:
+        found["memorisation"], picture = memorisation(samples, train, test[: flags.num])
+        path = logs / "nearest_pairs.png"
+        images.save_png(picture, path)
+        distances = {space: found["memorisation"][space] for space in ("pixels", "features")}
+        title = f"Distance to the nearest training image, {len(samples)} samples and test images"
+        show(title, distances)
+        print(f"{found['memorisation']['verdict']}; the closest pairs: {path}")
+    return found
+
+
+def by_class(shares: list[float]) -> dict[str, float]:
+    return {str(label): share for label, share in enumerate(shares)}
+
+
+# The network and its bound.
+
+
+def held_out(subject: Subject) -> dict[str, dict[str, float]]:
+    """The training loss on a fixed grid of (test image, t, noise), by band of t."""
+    some = subject.test[:GRID]
+    grid = HeldOut.of(normalize(some.images), some.labels, subject.diffusion)
+    losses = held_out_losses(subject.model, subject.diffusion, grid).double()
+    bands, rows = min(BANDS, max(1, len(some) // 2)), {}
+    for part, t in zip(losses.tensor_split(bands), grid.t.tensor_split(bands), strict=True):
+        rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
+    rows["all"] = mean_and_error(losses)
+    show(f"Held-out loss ({subject.config.diffusion.loss}) of {len(some)} test images", rows)
+    return rows
+
+
+def mean_and_error(values: Tensor) -> dict[str, float]:
+    return {"loss": values.mean().item(), "se": (values.std() / math.sqrt(len(values))).item()}
+
+
+def measure_errors(subject: Subject) -> None:
+    """For a checkpoint that lacks the errors of its network, or has those of the other --clip."""
+    x_0, y = normalize(subject.train[:ERRORS].images), subject.train[:ERRORS].labels
+    clip = subject.config.sample.clip
+    subject.diffusion.x0_error = x0_errors(subject.model, subject.diffusion, x_0, y, clip)
+
+
+def bits(subject: Subject) -> dict[str, Any]:
+    """The bound of all T steps, and of as many as are sampled, for every variance."""
+    c, diffusion, flags = subject.config, subject.diffusion, subject.flags
+    null, scale, clip = c.model.num_classes, c.sample.guidance, c.sample.clip
+
+    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return guided(subject.model, y if null else None, null, scale)(x, t)
+
+    some, fitted = subject.test[:BITS], subject.train[:FITTED]
+    every = diffusion.timesteps - diffusion.first_timestep + 1
+    found = {}
+    for steps in sorted({every, c.sample.steps}, reverse=True):
+        last = last_variances(
+            model, diffusion, normalize(fitted.images), fitted.labels, steps, clip
+        )
+        draws = every if flags.all_terms else DRAWS
+        x_0, y = normalize(some.images), some.labels
+        parts = bounds(model, diffusion, x_0, y, steps, last, draws, clip)
+        found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
+        title = f"Bits per dimension of {len(some)} test images, ancestral chain of {steps} steps"
+        show(title, found[f"{steps} steps"])
+    if c.sample.sampler != "ddpm":
+        print(f"{c.sample.sampler} has no bound; these are of ddpm's chain")
+    return found
+
+
+def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    print("\n" + table(title, rows), flush=True)
+
+
+def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
+    """The checkpoint's configuration amended by the typed flags, the flags, the checkpoint."""
+    parser = Parser(prog="evaluate.py", description=__doc__)
+    add_flags(parser, num=5000)
+    parser.add_argument("--data-root", help="folder of the images [as in training]")
+    parser.add_argument("--samplers", default="", help="others to compare: ddpm:50,dpmpp:10")
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
+    )
+    parser.add_argument(
+        "--all-terms", action="store_true", help="every KL term of every image [some, weighted]"
+    )
+    flags, typed = parse_flags(parser, argv)
+    flags.only = flags.only.split(",")
+    if unknown := [part for part in flags.only if part not in SECTIONS]:
+        raise ConfigError(f"--only takes any of {','.join(SECTIONS)}, got {unknown[0]!r}")
+    for name, part in (("samplers", "scores"), ("all_terms", "bits")):
+        if getattr(flags, name) and part not in flags.only:
+            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(flags.only)}")
+    if flags.data_root is not None:
+        typed["data_root"] = flags.data_root
+    config, state = open_checkpoint(flags, typed)
+    s, others = config.sample, flags.samplers
+    flags.samplers = {f"{s.sampler}:{s.steps}": config}
+    for spec in filter(None, others.split(",")):
+        name, _, steps = spec.partition(":")
+        if name not in SAMPLERS or not steps.isdecimal():
+            raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
+        flags.samplers[spec] = config.override(sampler=name, steps=int(steps))
+        flags.samplers[spec].check_sampling((), ())
+    return config, flags, state
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""How far one set of images is from another, from their features: rows of (N, D)."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**24  # distances held at once
+COPIES, CLOSER = 0.01, 0.2  # shares from which on samples are called copies
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the normal distributions with their moments (Heusel et al. 2017, Eq. 6).
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) in float64; the trace of the root is that of
+    (C_a^(1/2) C_b C_a^(1/2))^(1/2), which is symmetric. a, b: (N, D), at least two rows each.
+    """
+    (m_a, C_a), (m_b, C_b) = moments(a), moments(b)
+    root_a = matrix_root(C_a)
+    product = torch.linalg.eigvalsh(root_a @ C_b @ root_a).clamp(min=0)
+    distance = (m_a - m_b).square().sum() + C_a.trace() + C_b.trace() - 2 * product.sqrt().sum()
+    return max(0.0, distance.item())
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), float64."""
+    features = features.double()
+    return features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1)
+
+
+def matrix_root(C: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(C)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, Eqs. 1-2).
+
+    Precision is the share of samples inside the real images' manifold: within the distance of a
+    real image to its k-th nearest real image. Recall exchanges the roles. Sets of more than k.
+    """
+    return inside(samples, real, k), inside(real, samples, k)
+
+
+def inside(points: Tensor, reference: Tensor, k: int) -> float:
+    """The share of points that lie in the manifold of the reference."""
+    radii = nearest(reference, reference, k + 1)[0][:, k] ** 2  # column 0 is the point itself
+    hits = [(d2 <= radii).any(1) for d2 in squared_distances(points, reference)]
+    return torch.cat(hits).double().mean().item()
+
+
+def nearest(points: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Distances to the k nearest rows of the reference, rising, and their indices; (N, k) each."""
+    found = [d2.topk(k, largest=False) for d2 in squared_distances(points, reference)]
+    return torch.cat([d2.sqrt() for d2, _ in found]), torch.cat([index for _, index in found])
+
+
+def squared_distances(points: Tensor, reference: Tensor) -> Iterator[Tensor]:
+    """|p - r|^2 of every pair, a chunk of points at a time: (chunk, N_r), not negative.
+
+    As |p|^2 - 2 p r + |r|^2, about the mean of the reference, where rounding costs least.
+    """
+    centre = reference.mean(0)
+    reference = reference - centre
+    norms = reference.square().sum(1)
+    for chunk in points.split(max(1, CHUNK // len(reference))):
+        p = chunk - centre
+        d2 = torch.addmm(norms[None], p, reference.T, alpha=-2) + p.square().sum(1)[:, None]
+        yield d2.clamp_(min=0)
+
+
+def histogram(labels: Tensor, classes: int) -> list[float]:
+    """The share of each class, (classes,)."""
+    return (torch.bincount(labels, minlength=classes).double() / len(labels)).tolist()
+
+
+def closeness(samples: Tensor, fresh: Tensor) -> dict[str, float]:
+    """Distances to the nearest training image, (N,): of samples against those of fresh images.
+
+    Medians and first percentiles, their ratios, and two shares: ``closer``, of samples nearer than
+    the nearest hundredth of the fresh images (1 % where they are alike), and ``copies``, of
+    samples within half of that.
+    """
+    samples, fresh = samples.double(), fresh.double()
+    near = fresh.quantile(0.01)
+    return {
+        "median": samples.median().item(),
+        "fresh_median": fresh.median().item(),
+        "median_ratio": (samples.median() / fresh.median()).item(),
+        "percentile_1": samples.quantile(0.01).item(),
+        "fresh_percentile_1": near.item(),
+        "closer": (samples < near).double().mean().item(),
+        "copies": (samples < near / 2).double().mean().item(),
+    }
+
+
+def verdict(of_pixels: Mapping[str, float]) -> str:
+    """What the distances in pixels say of memorisation, in a line."""
+    if of_pixels["copies"] > COPIES or of_pixels["closer"] > CLOSER:
+        return "copies training images"
+    if of_pixels["closer"] > CLOSER / 4:
+        return "nearer to the training images than fresh ones are: look at the pairs"
+    return "no sign of memorisation"

@@ -1,0 +1,15 @@
+"""Figures as text."""
+
+from collections.abc import Mapping
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Names down, figures across, to four digits; a dash where a row lacks a column."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    first = max(len(name) for name in rows)
+    widths = [max(8, len(column)) + 2 for column in columns]
+    lines = [title, " " * first + "".join(map(str.rjust, columns, widths))]
+    for name, row in rows.items():
+        cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
+        lines.append(name.ljust(first) + "".join(map(str.rjust, cells, widths)))
+    return "\n".join(lines)
