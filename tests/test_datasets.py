@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 
 import data.datasets
-from data import DATASETS, DataError, DataNotFound, download, idx, load
+from data import DATASETS, DataError, DataNotFound, ReadError, download, idx, load
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
@@ -277,3 +279,22 @@ def test_the_real_mnist_is_verified(real_mnist):
     assert (len(train), len(test)) == (60_000, 10_000)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_a_broken_picture_is_one_line(pictures):
+    opened = load("folder", str(pictures), 16)
+    assert len(list(opened.batches(torch.arange(18), 4))) == 5
+    (pictures / "red" / "3.png").write_bytes(b"not a picture")
+    with pytest.raises(ReadError, match=r"3\.png") as error:
+        list(opened.batches(torch.arange(18), 4))
+    assert "\n" not in str(error.value)
+
+
+def test_workers_leave_ctrl_c_to_the_main_process(pictures):
+    batches = load("folder", str(pictures), 16).batches(torch.arange(18), 1)
+    count = 1
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    count += len(list(batches))
+    assert count == 18

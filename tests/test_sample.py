@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path, capsys):
     flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--num", "1"]
     assert sample.main([*flags, "--out", str(tmp_path / "file" / "x")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_while_drawing_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal did not come")
+
+    monkeypatch.setattr("draw.guided", interrupted)
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "out")]
+    assert sample.main(flags) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

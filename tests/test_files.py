@@ -1,0 +1,47 @@
+"""A file has its name when it is whole; before, and after an error, the old one has it."""
+
+import os
+
+import pytest
+
+from utils.files import remove_partial, whole_file
+
+
+def test_a_file_takes_its_name_at_the_end(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def broken_off(path, error) -> None:
+    with whole_file(path) as file:
+        file.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_error_the_old_file_is_as_it_was(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(error):
+        broken_off(path, error)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "none" / "a"
+    with pytest.raises(FileNotFoundError) as error, whole_file(path):
+        pass
+    assert error.value.filename == str(path)
+
+
+def test_only_what_is_half_written_is_removed(tmp_path):
+    for name in (".a.123.partial", "a", ".hidden", "b.partial"):
+        (tmp_path / name).write_text("")
+    remove_partial(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "a", "b.partial"]
