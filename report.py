@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, flag
 from data import ImageSet
@@ -34,6 +33,8 @@ def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: Ima
 
 def describe(config: Config, model: UNet, train_set: ImageSet, device: torch.device) -> str:
     """What --dry-run prints."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: 0.2 s
+
     x = torch.zeros(1, *train_set.image_shape, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x, torch.ones(1, dtype=torch.long, device=device))

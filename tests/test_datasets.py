@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 import data.datasets
 from data import DATASETS, DataError, DataNotFound, download, idx, load
@@ -228,10 +229,17 @@ def test_each_name_opens_the_set_it_names(name, monkeypatch, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_idx_sets_are_known_as_torchvision_knows_them():
+    for files, kind in ((idx.KMNIST, KMNIST), (idx.FASHION_MNIST, FashionMNIST)):
+        assert files.md5_of_gz == dict(kind.resources)
+        assert files.mirrors == tuple(kind.mirrors)
+    assert idx.MNIST.mirrors == tuple(MNIST.mirrors)
+
+
 def test_idx_sets_have_folders_of_their_own():
     folders = [files.folder for files in (idx.MNIST, idx.FASHION_MNIST, idx.KMNIST)]
     assert folders == ["MNIST/raw", "FashionMNIST/raw", "KMNIST/raw"]
-    checksums = [files.md5_of_gz[f"{NAMES[0]}.gz"] for files in (idx.MNIST, idx.FASHION_MNIST)]
+    checksums = [files.md5_of_gz[f"{NAMES[0]}.gz"] for files in (idx.KMNIST, idx.FASHION_MNIST)]
     assert checksums[0] != checksums[1]
 
 

@@ -11,7 +11,6 @@ from typing import Any, Self
 import torch
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 
 class Log:
@@ -21,6 +20,8 @@ class Log:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # 0.1 s, that --dry-run can do without
+
         self.folder, self.failed = folder, False
         self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
 
