@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {"config", "data", "diffusion", "models", "utils"}
 PARTS = {
-    "prepare": {"train", "report", "replay"},
+    "prepare": {"train"},
     "report": {"train"},
     "resume": {"train", "prepare"},
     "replay": {"train"},
+    "training": {"train", "prepare", "report", "replay"},
     "prove": {"train"},
     "draw": {"sample", "evaluate"},
     "judge": {"evaluate", "scores"},
