@@ -93,8 +93,8 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
-    with torch.device("meta"):  # shapes without memory
-        model, _ = build(config.override(num_classes=max(0, config.model.num_classes)))
+    known = config.override(num_classes=max(0, config.model.num_classes))
+    model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise ConfigError(f"{parameters:,} parameters do not fit into memory: a smaller network")
@@ -138,12 +138,13 @@ SUBSTITUTE = """
 """
 
 
-def build(config: Config) -> tuple[UNet, GaussianDiffusion]:
+def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:
     """The network with its first weights, and the process. ConfigError for what cannot be."""
     torch.manual_seed(mix(config.train.seed, "weights"))
     try:
         diffusion = make_diffusion(**asdict(config.diffusion))
-        model = UNet(**asdict(config.model))
+        with torch.device(device):
+            model = UNet(**asdict(config.model))
         check_size([config.data.image_size] * 2, model.size_multiple)
     except ValueError as e:
         raise ConfigError(str(e)) from e

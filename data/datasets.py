@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from data.digits import draw_digits
 from data.download import TIMEOUT, one_at_a_time, socket_timeout
 from data.errors import DataError, DataNotFound
+from data.files import Files
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set
 from data.sets import ImageSet, StreamSet, TensorSet
 
@@ -72,15 +72,11 @@ def cifar(kind: str) -> Callable[..., TensorSet]:
 
 def flowers102(root: Path, size: int, train: bool, download: bool) -> StreamSet:
     """Oxford Flowers; its large part, named test, is what is trained on."""
-    opened = open_torchvision(
-        "Flowers102",
-        root,
-        download,
-        split="test" if train else "val",
-        transform=square(size),
-    )
-    files = [str(path.name) for path in opened._image_files]
-    return stream(opened, files, 102, f"{root}/flowers-102", size)
+    split = "test" if train else "val"
+    opened = open_torchvision("Flowers102", root, download, split=split)
+    names = [path.name for path in opened._image_files]
+    images = Files([str(path) for path in opened._image_files], opened._labels, size)
+    return stream(images, names, 102, f"{root}/flowers-102")
 
 
 def folder(root: Path, size: int, train: bool, _download: bool) -> StreamSet:
@@ -88,7 +84,7 @@ def folder(root: Path, size: int, train: bool, _download: bool) -> StreamSet:
     from torchvision import datasets
 
     try:
-        opened = datasets.ImageFolder(root, transform=square(size))
+        opened = datasets.ImageFolder(root)
     except FileNotFoundError as e:
         raise DataNotFound(
             f"no images in {root}: --dataset folder takes a --data-root with one folder of images "
@@ -98,22 +94,17 @@ def folder(root: Path, size: int, train: bool, _download: bool) -> StreamSet:
     indices = (~held_out if train else held_out).nonzero().flatten().tolist()
     if not indices:
         raise DataError(f"{root} has too few images: one in {HELD_OUT_EVERY} is held out")
-    files = [str(Path(opened.samples[i][0]).relative_to(root)) for i in indices]
-    return stream(Subset(opened, indices), files, len(opened.classes), str(root), size)
+    paths, labels = zip(*(opened.samples[i] for i in indices), strict=True)
+    names = [str(Path(path).relative_to(root)) for path in paths]
+    images = Files(paths, labels, size)
+    return stream(images, names, len(opened.classes), str(root))
 
 
-def stream(images: Dataset, files: list[str], classes: int, source: str, size: int) -> StreamSet:
-    """A StreamSet of square colour images, known by the names of its files."""
-    fingerprint = hashlib.sha256("\n".join(files).encode()).hexdigest()
-    cpu = torch.device("cpu")
-    return StreamSet("", source, classes, images, fingerprint, (3, size, size), cpu)
-
-
-def square(size: int) -> Callable[[object], Tensor]:
-    """The middle of an image: the shorter side resized, on uint8 so that no value overshoots."""
-    from torchvision.transforms import v2
-
-    return v2.Compose([v2.ToImage(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+def stream(images: Files, names: list[str], classes: int, source: str) -> StreamSet:
+    """A StreamSet of colour images, known by the names of its files."""
+    fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    shape, cpu = (3, images.size, images.size), torch.device("cpu")
+    return StreamSet("", source, classes, images, fingerprint, shape, cpu)
 
 
 def digits(_root: Path, _size: int, train: bool, _download: bool) -> TensorSet:

@@ -285,3 +285,15 @@ def test_the_real_mnist_is_verified(real_mnist):
     assert (len(train), len(test)) == (60_000, 10_000)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_each_rank_gets_its_rows_of_a_streamed_batch(pictures):
+    """Also of a last batch with fewer images than ranks."""
+    opened = load("folder", str(pictures), 16)
+    order = torch.arange(18).flip(0)[:7]
+    whole = list(opened.batches(order, 6))
+    shares = [list(opened.batches(order, 6, (rank, 2))) for rank in (0, 1)]
+    assert [len(y) for _, y in shares[1]] == [3, 0]
+    for (x, y), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)

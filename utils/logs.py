@@ -119,7 +119,7 @@ def add_texts(writer: Log, texts: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def add_graph(writer: Log, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """The network as a graph, traced with these inputs."""
+    """The network as a graph, traced with these inputs; once, as add_graph alone does it thrice."""
     with warnings.catch_warnings():  # tracing warns of every size it takes for constant
         warnings.simplefilter("ignore")
-        writer.add_graph(model, inputs)
+        writer.add_graph(torch.jit.trace(model, inputs, check_trace=False), inputs)
