@@ -89,6 +89,9 @@ class TrainConfig:
     seed: int = option(0, "of weights, order, t and noise", 0, 2**63 - 1)
     max_steps: int = option(0, "end after this many steps, learning rate and all; 0: no limit", 0)
     max_minutes: float = option(0.0, "fit the run into about these minutes; 0: no limit", 0, 1e6)
+    grad_accum: int = option(1, "passes in which a step takes its batch, to save memory", 1)
+    checkpoint_activations: bool = option(False, "compute the blocks twice, to save memory")
+    compile: str = option("auto", "torch.compile; auto: on CUDA, for a run long enough to pay")
     save_minutes: float = option(5.0, "minutes between checkpoints within an epoch", 0, 1e6)
 
 

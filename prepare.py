@@ -1,16 +1,13 @@
 """From the command line to a training that can start: what train.py does before its first step."""
 
-import math
 import os
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from config import PRESETS, Config, ConfigError, Parser, TrainConfig, add_options
 from data import DATASETS, DataError, DataNotFound, ImageSet, load
@@ -26,8 +23,9 @@ from diffusion import (
 )
 from models import NORMS, UNet, check_size
 from resume import changed_settings, check_replay, resumed_state
-from utils import checkpoint
-from utils.checkpoint import CheckpointError
+from training import Epochs, Training
+from utils.devices import tune
+from utils.distributed import Ranks
 from utils.optim import DECAYS, OPTIMIZERS, Plan, average
 from utils.seeding import mix
 
@@ -40,57 +38,13 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "decay": DECAYS,
     "precision": ("auto", "bf16", "fp32"),
+    "compile": ("auto", "on", "off"),
     "sampler": SAMPLERS,
     "variance": VARIANCES,
 }
 COPIES = 4  # of the weights: themselves, gradient, average and momentum
+COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays, on CUDA
 PLAN_FIELDS = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
-
-
-@dataclass
-class Training:
-    """All that changes while training, and so all that a checkpoint must hold."""
-
-    model: UNet
-    ema: AveragedModel
-    optimizers: list[torch.optim.Optimizer]
-    plan: Plan | None  # None with --max-minutes, until the speed is known
-    step: int = 0
-    best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
-    changes: list[str] = field(default_factory=list)  # of settings or machine, on the way
-    saved: Path | None = None  # the newest checkpoint
-    streak: Tensor = field(default_factory=lambda: torch.zeros(()))  # see utils.nonfinite
-    x0_error: Tensor | None = None  # (T + 1,), of the averaged network, at the last epoch's end
-
-    @property
-    def finished(self) -> bool:
-        return self.plan is not None and self.step >= self.plan.total_steps
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
-            "scheduler": self.plan and asdict(self.plan),
-            "best": self.best,
-            "changes": self.changes,
-            "x0_error": self.x0_error,
-        }
-
-    def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
-        """The plan excepted: see prepare. CheckpointError with what does not fit."""
-        for name, module in (("model", self.model), ("ema", self.ema)):
-            checkpoint.check_fits(path, name, state[name], module.state_dict())
-            module.load_state_dict(state[name])
-        try:
-            for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e
-        self.step, self.best, self.saved = state["step"], state["best"], path
-        self.changes = list(state.get("changes", []))
-        self.x0_error = state.get("x0_error")
 
 
 def parse(
@@ -141,8 +95,8 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
-    with torch.device("meta"):  # shapes without memory
-        model, _ = build(config.override(num_classes=max(0, config.model.num_classes)))
+    known = config.override(num_classes=max(0, config.model.num_classes))
+    model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise ConfigError(f"{parameters:,} parameters do not fit into memory: a smaller network")
@@ -186,12 +140,13 @@ SUBSTITUTE = """
 """
 
 
-def build(config: Config) -> tuple[UNet, GaussianDiffusion]:
+def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:
     """The network with its first weights, and the process. ConfigError for what cannot be."""
     torch.manual_seed(mix(config.train.seed, "weights"))
     try:
         diffusion = make_diffusion(**asdict(config.diffusion))
-        model = UNet(**asdict(config.model))
+        with torch.device(device):
+            model = UNet(**asdict(config.model))
         check_size([config.data.image_size] * 2, model.size_multiple)
     except ValueError as e:
         raise ConfigError(str(e)) from e
@@ -199,20 +154,44 @@ def build(config: Config) -> tuple[UNet, GaussianDiffusion]:
 
 
 def prepare(
-    model: UNet, c: TrainConfig, images: int, state: dict[str, Any] | None, flags: Namespace
+    model: UNet,
+    c: TrainConfig,
+    epochs: Epochs,
+    state: dict[str, Any] | None,
+    flags: Namespace,
+    ranks: Ranks,
 ) -> Training:
     """Optimizers, average and plan: new, or as the checkpoint has them."""
+    device = next(model.parameters()).device
+    tune(device)
     optimizers = OPTIMIZERS[c.optimizer](model, c.lr, c.weight_decay)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-    total = c.epochs * math.ceil(images / c.batch_size)
+    total = c.epochs * epochs.steps
     total = min(total or c.max_steps, c.max_steps or total)
     plan = None if c.max_minutes else Plan.over(total, c.warmup_steps, c.decay)
-    training = Training(model, average(model, c.ema_power, c.ema_decay), optimizers, plan)
-    training.streak = training.streak.to(next(model.parameters()).device)
+    ema = average(model, c.ema_power, c.ema_decay)
+    training = Training(model, model, ranks, epochs, ema, optimizers, plan)
+    training.streak = training.streak.to(device)
     if state:
         training.load_state_dict(state, flags.resume)
         if state["scheduler"] and not flags.replan:
             training.plan = Plan(**state["scheduler"])
+    model.checkpoint_activations = c.checkpoint_activations
+    if compiles(c, device, training.plan):
+        model.compile()  # in place, so that the names in its state stay
+    training.network = ranks.wrap(model)
     return training
+
+
+def compiles(c: TrainConfig, device: torch.device, plan: Plan | None) -> bool:
+    """Whether to compile the network.
+
+    On a CPU that takes one to three minutes and gains at most a tenth, so auto does it on CUDA
+    alone, and there for plans of COMPILE_STEPS or COMPILE_MINUTES.
+    """
+    if c.compile != "auto":
+        return c.compile == "on"
+    long = c.max_minutes >= COMPILE_MINUTES or (plan and plan.total_steps >= COMPILE_STEPS)
+    return device.type == "cuda" and bool(long)

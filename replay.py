@@ -8,7 +8,7 @@ from torch import Tensor
 from config import Config, ConfigError
 from data import ImageSet
 from diffusion import GaussianDiffusion
-from prepare import Training
+from training import Training
 from utils.nonfinite import LIMIT, watch
 from utils.seeding import permutation
 
@@ -35,7 +35,7 @@ def run_step(
     epoch, done = divmod(step - 1, math.ceil(len(train_set) / batch_size))
     order = permutation(len(train_set), config.train.seed, epoch)
     order = order[done * batch_size : (done + 1) * batch_size]
-    x_0, y = next(iter(train_set.batches(order, batch_size)))
+    x_0, y = next(iter(train_set.batches(order, batch_size, training.ranks.share)))
     with watch(training.model) as modules:
         loss, norm, _, _ = train_step(training, diffusion, x_0, y, config)
     rate = training.optimizers[-1].param_groups[0]["lr"]

@@ -1,20 +1,24 @@
-"""What a run tells of itself: in TensorBoard, as files beside it, and with --dry-run."""
+"""What a run tells of itself: in TensorBoard, as files beside it, and on the screen."""
 
+import math
+import sys
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from config import Config, flag
 from data import ImageSet
 from diffusion import GaussianDiffusion, HeldOut, guided, held_out_losses, make_sampler, x0_errors
 from models import UNet
-from prepare import Training
-from utils import images, runs
-from utils.logs import Log, add_graph, add_texts, not_fatal
+from training import Training
+from utils import checkpoint, images, runs
+from utils.clock import Clock
+from utils.logs import Log, StepLog, add_graph, add_texts, not_fatal
 from utils.runs import Run
 from utils.seeding import image_noise, permutation
+from utils.signals import StopSignal
 
 PREVIEW = 20  # images
 MEASURED = 1024  # training images
@@ -34,6 +38,8 @@ def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: Ima
 
 def describe(config: Config, model: UNet, train_set: ImageSet, device: torch.device) -> str:
     """What --dry-run prints."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: 0.2 s
+
     x = torch.zeros(1, *train_set.image_shape, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x, torch.ones(1, dtype=torch.long, device=device))
@@ -97,3 +103,64 @@ def preview(
     x_T = randn()
     sampler = make_sampler(**asdict(config.sample))
     return [x_T, *sampler(denoiser, diffusion, x_T, config.sample.steps, randn)]
+
+
+def add_by_quartile(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> None:
+    """Add each loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
+    quarter = (t - 1) * 4 // timesteps
+    sums.index_add_(0, quarter, torch.stack([losses, torch.ones_like(losses)], dim=1))
+
+
+def write_steps(log: StepLog, clock: Clock, batch_size: int) -> float:
+    """Write what was noted, and the speed since then; returns the mean loss.
+
+    Says which updates were skipped because their gradient was not finite.
+    """
+    steps, values = log.steps, log.write()
+    speed = len(steps) * batch_size / clock.lap()
+    log.writer.add_scalar("train/images_per_s", speed, steps[-1])
+    norms = zip(steps, values["gradient_norm"], strict=True)
+    skipped = [str(step) for step, norm in norms if not math.isfinite(norm)]
+    if skipped and log.ranks.first:
+        print(f"train.py: not finite, so skipped: step {', '.join(skipped)}", file=sys.stderr)
+    return sum(values["loss"]) / len(steps)
+
+
+def progress_bar(training: Training) -> tqdm:
+    """Of this epoch; silent where the output is not a terminal, and on all ranks but the first."""
+    per_epoch, silent = training.epochs.steps, None if training.ranks.first else True
+    return tqdm(
+        total=per_epoch,
+        initial=training.step % per_epoch,
+        desc=title(training),
+        disable=silent,
+        dynamic_ncols=True,
+    )
+
+
+def title(training: Training) -> str:
+    """Before the first step of a call of train_epoch, or within it."""
+    per_epoch = training.epochs.steps
+    epochs = math.ceil(training.plan.total_steps / per_epoch) if training.plan else "?"
+    return f"Train :: Epoch: {training.step // per_epoch + 1}/{epochs}"
+
+
+def show_plan(bar: tqdm, training: Training, clock: Clock) -> None:
+    """Once the speed is known: what it means for the rest of the run."""
+    if not training.ranks.first:
+        return
+    left = training.plan.total_steps - training.step
+    speed = training.epochs.batch_size / clock.step_seconds
+    minutes = left * clock.step_seconds / 60
+    bar.set_description_str(title(training))
+    bar.write(f"{speed:.0f} images/s: {left} more steps, about {minutes:.1f} minutes")
+
+
+def goodbye(stop: StopSignal, run: Run, training: Training) -> int:
+    """Say what was reached and how to go on; the exit code."""
+    path = run.checkpoints / checkpoint.name(training.step)
+    if stop.number and not training.finished:
+        print(f"Interrupted after step {training.step}; go on: python train.py --resume {path}")
+        return stop.exit_code
+    print(f"Done after step {training.step}; draw images: python sample.py --ckpt {path}")
+    return 0

@@ -16,11 +16,12 @@ from utils.lock import NAME, LockError, only_writer
 from utils.runs import Run
 
 # Taken silently into the result: they cannot change a weight.
-HARMLESS = {"data_root", "save_minutes", *(f.name for f in fields(SampleConfig))}
+HARMLESS = {"checkpoint_activations", "data_root", "save_minutes"}
+HARMLESS |= {f.name for f in fields(SampleConfig)}
 # The weights are worthless, or do not load, with another value.
 FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}
 FIXED |= {"dataset", "image_size", "optimizer", "prediction"}
-SURROUNDINGS = ("torch", "device", "gpu", "threads")  # other ones round differently
+SURROUNDINGS = ("torch", "device", "gpu", "threads", "ranks")  # other ones round differently
 
 
 def resumed_state(flags: Namespace) -> dict[str, Any] | None:

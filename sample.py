@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, ConfigError, Parser
+from config import Config, ConfigError, Parser, check_range
 from diffusion import GaussianDiffusion
 from draw import add_flags, build, known_errors, open_checkpoint, parse_flags, states
 from utils import images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
+from utils.distributed import RankError, Ranks, joined
 from utils.files import whole_file
 
 BAD_INPUT = (ConfigError, CheckpointError, DeviceError)
@@ -35,11 +36,17 @@ NUM = 100  # images
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: drawn, 1: failed to write, 2: bad input, 130: interrupted."""
     try:
-        for path in sample(*parse(argv)):
-            print(path)
+        config, flags, state = parse(argv)
+        device = pick_device(flags.device)
+        with joined(device) as ranks:
+            for path in sample(config, flags, state, device, ranks):
+                print(path)
     except BAD_INPUT as e:
         print(f"sample.py: error: {e}", file=sys.stderr)
         return 2
+    except RankError as e:
+        print(f"sample.py: stopped: {e}", file=sys.stderr)
+        return 1
     except OSError as e:
         print(f"sample.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
         return 1
@@ -49,9 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def sample(config: Config, flags: Namespace, state: dict[str, Any]) -> list[Path]:
-    """Build what the checkpoint describes, draw, write; the files written."""
-    device = pick_device(flags.device)
+def sample(
+    config: Config,
+    flags: Namespace,
+    state: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+) -> list[Path]:
+    """Build what the checkpoint describes, draw, write; the files written.
+
+    Each rank draws its part of the images, and the first one writes them all.
+    """
+    check_range("--num", flags.num, ranks.world, math.inf)
     y = class_labels(flags, config.model.num_classes)
     folder = flags.out or default_folder(flags, config, state["step"])
     for path in outputs(folder, flags):
@@ -60,12 +76,15 @@ def sample(config: Config, flags: Namespace, state: dict[str, Any]) -> list[Path
     model, diffusion = build(config, flags.ckpt, state, device)
 
     batches = []
-    with tqdm(total=flags.num * config.sample.steps, unit="step", disable=None) as bar:
-        for indices in torch.arange(flags.num).split(flags.batch_size):
+    own = ranks.part(torch.arange(flags.num))
+    silent = None if ranks.first else True
+    with tqdm(total=len(own) * config.sample.steps, unit="step", disable=silent) as bar:
+        for indices in own.split(flags.batch_size):
             batches.append(draw(model, diffusion, config, flags, indices, y, bar))
-    frames = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    write(frames, y, folder, flags.save)
+    frames = [ranks.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(frames, y, folder, flags.save)
     return outputs(folder, flags)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from data.download import check_online, keep, one_at_a_time, read_url
 from data.errors import DataError, DataNotFound
@@ -39,14 +38,36 @@ class IdxFiles:
     md5_of_gz: dict[str, str]
     sha256: dict[str, str]
 
-    @classmethod
-    def of(cls, kind: type[datasets.MNIST], sha256: dict[str, str]) -> "IdxFiles":
-        return cls(f"{kind.__name__}/raw", tuple(kind.mirrors), dict(kind.resources), sha256)
 
-
-MNIST = IdxFiles.of(datasets.MNIST, MNIST_SHA256)
-FASHION_MNIST = IdxFiles.of(datasets.FashionMNIST, {})
-KMNIST = IdxFiles.of(datasets.KMNIST, {})
+# As in torchvision.datasets, but importing that takes a second.
+MNIST = IdxFiles(
+    "MNIST/raw",
+    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    {},  # the content itself is known
+    MNIST_SHA256,
+)
+FASHION_MNIST = IdxFiles(
+    "FashionMNIST/raw",
+    ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    {
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    {},
+)
+KMNIST = IdxFiles(
+    "KMNIST/raw",
+    ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+    {
+        "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
+        "train-labels-idx1-ubyte.gz": "e144d726b3acfaa3e44228e80efcd344",
+        "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
+        "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
+    },
+    {},
+)
 
 
 def read_set(files: IdxFiles, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:

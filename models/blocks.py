@@ -22,16 +22,15 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
-        half = channels // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.half = channels // 2
         self.mlp = nn.Sequential(
             nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, E)."""
-        angles = t[:, None] * self.frequencies
+        i = torch.arange(self.half, device=t.device)
+        angles = t[:, None] * torch.exp(-math.log(10_000) * i / (self.half - 1))
         return TIME_SCALE * self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.blocks import (
     NORMS,
@@ -32,7 +33,9 @@ class UNet(nn.Module):
     ``patch_size`` p > 1 trades p x p pixels for channels before the first level (pixel-unshuffle)
     and back behind the last. ``attention_levels`` count from 0, the finest; the bottleneck always
     attends. ``num_classes`` K > 0 adds a class embedding whose entry K means "no class".
-    An untrained network answers 0. Raises ValueError where sizes do not fit together.
+    An untrained network answers 0. With ``checkpoint_activations`` set, training keeps the input of
+    each block alone and computes the rest again in the backward pass: less memory, more time, the
+    same numbers. Raises ValueError where sizes do not fit together.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class UNet(nn.Module):
             raise ValueError("channel multipliers must name at least one level")
         check_widths([base_channels, *widths], attention_levels, heads, norm)
         self.num_classes, self.patch_size = num_classes, patch_size
+        self.checkpoint_activations = False
         self.size_multiple = patch_size * 2 ** (len(widths) - 1)
         patch_channels = image_channels * patch_size**2
 
@@ -103,22 +107,28 @@ class UNet(nn.Module):
         for level in self.down:
             skips.append(h)
             for block in level.blocks:
-                h = block(h, emb)
+                h = self.run(block, h, emb)
                 skips.append(h)
             h = level.resample(h)
 
         for block in self.middle:
-            h = block(h, emb)
+            h = self.run(block, h, emb)
 
         for level in self.up:
             for block in level.blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), emb)
+                h = self.run(block, torch.cat([h, skips.pop()], dim=1), emb)
             h = level.resample(h)
 
         # In float32 also under autocast: at small t the bound weighs errors of x_0 by thousands.
         with torch.autocast(h.device.type, enabled=False):
             h = self.head(F.silu(self.norm(h.float())))
         return F.pixel_shuffle(h, self.patch_size)  # (B, C, H, W)
+
+    def run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        """The output of a block, whose inside is forgotten where activations are checkpointed."""
+        if self.checkpoint_activations and self.training:
+            return checkpoint(block, h, emb, use_reentrant=False)
+        return block(h, emb)
 
     def matrices(self) -> list[nn.Parameter]:
         """The weights between hidden activations: what a matrix optimizer such as Muon takes.

@@ -88,10 +88,17 @@ class Ended:
 class Process:
     """``train.main(argv)`` in a folder, in a process of its own; ``hook`` names what to break."""
 
-    def __init__(self, where: Path, argv: list[str], hook: str = "", argument: int = 0) -> None:
+    def __init__(
+        self,
+        where: Path,
+        argv: list[str],
+        hook: str = "",
+        argument: int = 0,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.where = where
         self.steps = FORK.RawValue(ctypes.c_int64, 0)
-        arguments = (str(where), argv, self.steps, hook, argument)
+        arguments = (str(where), argv, self.steps, hook, argument, environment or {})
         self.process = FORK.Process(target=child, args=arguments)
         self.process.start()
 
@@ -123,9 +130,10 @@ def run(where: Path, argv: list[str], hook: str = "", argument: int = 0) -> Ende
     return Process(where, argv, hook, argument).end()
 
 
-def child(where: str, argv: list[str], steps, hook: str, argument: int) -> None:
+def child(where: str, argv: list[str], steps, hook: str, argument: int, environment: dict) -> None:
     """The life of a process."""
     os.chdir(where)
+    os.environ.update(environment)
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(handle, number)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 import data.datasets
 from data import DATASETS, DataError, DataNotFound, ReadError, download, idx, load
@@ -230,10 +231,17 @@ def test_each_name_opens_the_set_it_names(name, monkeypatch, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_idx_sets_are_known_as_torchvision_knows_them():
+    for files, kind in ((idx.KMNIST, KMNIST), (idx.FASHION_MNIST, FashionMNIST)):
+        assert files.md5_of_gz == dict(kind.resources)
+        assert files.mirrors == tuple(kind.mirrors)
+    assert idx.MNIST.mirrors == tuple(MNIST.mirrors)
+
+
 def test_idx_sets_have_folders_of_their_own():
     folders = [files.folder for files in (idx.MNIST, idx.FASHION_MNIST, idx.KMNIST)]
     assert folders == ["MNIST/raw", "FashionMNIST/raw", "KMNIST/raw"]
-    checksums = [files.md5_of_gz[f"{NAMES[0]}.gz"] for files in (idx.MNIST, idx.FASHION_MNIST)]
+    checksums = [files.md5_of_gz[f"{NAMES[0]}.gz"] for files in (idx.KMNIST, idx.FASHION_MNIST)]
     assert checksums[0] != checksums[1]
 
 
@@ -298,3 +306,15 @@ def test_workers_leave_ctrl_c_to_the_main_process(pictures):
         os.kill(worker.pid, signal.SIGINT)
     count += len(list(batches))
     assert count == 18
+
+
+def test_each_rank_gets_its_rows_of_a_streamed_batch(pictures):
+    """Also of a last batch with fewer images than ranks."""
+    opened = load("folder", str(pictures), 16)
+    order = torch.arange(18).flip(0)[:7]
+    whole = list(opened.batches(order, 6))
+    shares = [list(opened.batches(order, 6, (rank, 2))) for rank in (0, 1)]
+    assert [len(y) for _, y in shares[1]] == [3, 0]
+    for (x, y), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), x)
+        assert torch.equal(torch.cat([part[1] for part in parts]), y)

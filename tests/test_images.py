@@ -1,7 +1,9 @@
 """Pictures of batches."""
 
+import pytest
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from utils import images
 
@@ -18,6 +20,14 @@ def test_a_grid_keeps_every_pixel_in_its_place():
     picture = images.grid(x, columns=3)
     assert picture.shape == (3, 2 * 7 + 2, 3 * 7 + 2)
     assert torch.equal(picture[0, 9:14, 2:7], images.to_uint8(x[3, 0]))
+
+
+@pytest.mark.parametrize(("count", "columns", "channels"), [(6, 3, 1), (7, 3, 3), (2, 10, 3)])
+def test_a_grid_is_that_of_torchvision(count, columns, channels):
+    x = torch.rand(count, channels, 5, 4) * 2 - 1
+    expected = make_grid(images.to_uint8(x), columns, padding=2, pad_value=64)
+    assert torch.equal(images.grid(x, columns), expected)
+    assert not torch.equal(images.grid(-x, columns), expected)  # control
 
 
 def test_a_filmstrip_runs_from_the_first_state_to_the_last():

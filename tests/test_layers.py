@@ -4,6 +4,8 @@ A part joins leaves too, and is known to the scripts and parts that are named be
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {"config", "data", "diffusion", "models", "utils"}
 PARTS = {
-    "prepare": {"train", "report", "replay"},
+    "prepare": {"train"},
     "report": {"train"},
     "resume": {"train", "prepare"},
     "replay": {"train"},
+    "training": {"train", "prepare", "report", "replay"},
     "prove": {"train"},
     "draw": {"sample", "evaluate"},
     "judge": {"evaluate", "scores"},
@@ -64,3 +67,17 @@ def test_init_files_only_re_export():
         body = ast.parse(path.read_text()).body
         kinds = {type(node) for node in body}
         assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}, path
+
+
+def test_starting_up_does_not_import_what_takes_seconds():
+    slow = "{'torchvision', 'torch._dynamo', 'sympy', 'triton', 'tensorboard'}"
+    look = f"import sys; print(sorted({slow} & sys.modules.keys()))"
+    assert python(f"import train, sample; {look}") == "[]"
+    assert "torchvision" in python(f"import torchvision; {look}")  # control
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()

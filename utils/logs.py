@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+
+from utils.distributed import Ranks
+
+WRITING_THREAD = "tensorboard.summary.writer.event_file_writer"  # the module of its class
 
 
 class Log:
@@ -20,8 +22,10 @@ class Log:
     Every ``add_...`` of torch's SummaryWriter, ``flush`` and ``close`` are passed on.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self.folder, self.failed = folder, False
+    def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # 0.1 s, that --dry-run can do without
+
+        self.folder, self.failed = folder, silent
         self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
 
     def attempt(self, action: Callable[..., Any], *values: object, **options: object) -> Any:
@@ -51,17 +55,17 @@ class Log:
 
     def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
         """The writing thread's own report is silenced: the next call here gets the same error."""
-        if type(failure.thread).__module__ != EventFileWriter.__module__:
+        if type(failure.thread).__module__ != WRITING_THREAD:
             self.before(failure)
 
 
-def open_log(folder: Path, first_step: int) -> Log:
-    """A writer whose first curve point will be at this step.
+def open_log(folder: Path, first_step: int, silent: bool = False) -> Log:
+    """A writer whose first curve point will be at this step; a silent one writes nothing.
 
     Whatever an earlier process logged from that step on is dropped by the reader: those steps are
     done again. The reader only honours this if the first process said it too, so every one does.
     """
-    return Log(folder, first_step)
+    return Log(folder, first_step, silent)
 
 
 @contextmanager
@@ -76,11 +80,12 @@ def not_fatal() -> Iterator[None]:
 class StepLog:
     """Per-step values that stay on the device until they are written.
 
-    Reading one back makes the host wait for the device, so it is done for many steps at once.
+    Reading one back makes the host wait for the device, and averaging it over the ranks makes them
+    wait for each other, so both are done for many steps at once.
     """
 
-    def __init__(self, writer: Log) -> None:
-        self.writer = writer
+    def __init__(self, writer: Log, ranks: Ranks) -> None:
+        self.writer, self.ranks = writer, ranks
         self.steps: list[int] = []
         self.values: dict[str, list[Tensor | float]] = {}
 
@@ -92,19 +97,18 @@ class StepLog:
 
     def write(self) -> dict[str, list[float]]:
         """Write all that was noted; returns it, by name."""
-        written = {name: read_back(values) for name, values in self.values.items()}
+        written = {name: self.read_back(values) for name, values in self.values.items()}
         for name, values in written.items():
             for step, value in zip(self.steps, values, strict=True):
                 self.writer.add_scalar(f"train/{name}", value, step)
         self.steps, self.values = [], {}
         return written
 
-
-def read_back(values: list[Tensor | float]) -> list[float]:
-    """One transfer for all of them."""
-    if isinstance(values[0], Tensor):
-        return torch.stack(values).tolist()
-    return values
+    def read_back(self, values: list[Tensor | float]) -> list[float]:
+        """One transfer for all of them."""
+        if isinstance(values[0], Tensor):
+            return self.ranks.mean(torch.stack(values)).tolist()
+        return values
 
 
 def add_texts(writer: Log, texts: Mapping[str, Mapping[str, object]]) -> None:
@@ -115,7 +119,7 @@ def add_texts(writer: Log, texts: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def add_graph(writer: Log, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """The network as a graph, traced with these inputs."""
+    """The network as a graph, traced with these inputs; once, as add_graph alone does it thrice."""
     with warnings.catch_warnings():  # tracing warns of every size it takes for constant
         warnings.simplefilter("ignore")
-        writer.add_graph(model, inputs)
+        writer.add_graph(torch.jit.trace(model, inputs, check_trace=False), inputs)

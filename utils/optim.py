@@ -142,8 +142,9 @@ def average(model: nn.Module, power: float, max_decay: float) -> AveragedModel:
     length grows with the run. max_decay = 0 follows the model without averaging.
     """
 
-    def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-        decay = min(max_decay, (1 - 1 / (int(n) + 1)) ** (power + 1))
+    def update(averages: list[Tensor], weights: list[Tensor], _n: Tensor) -> None:
+        n = int(ema.n_averaged)  # the count on the CPU; reading the other waits for the device
+        decay = min(max_decay, (1 - 1 / (n + 1)) ** (power + 1))
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     ema = AveragedModel(model, multi_avg_fn=torch.no_grad()(update))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from utils.files import whole_file
 
@@ -92,6 +93,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "device": str(device),
         "gpu": gpu,
         "threads": torch.get_num_threads(),
+        "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "git": git_revision(),
     }
 

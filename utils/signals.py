@@ -4,6 +4,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from utils.distributed import Ranks
+
 
 class StopSignal:
     """Within ``with``: the first SIGINT or SIGTERM is noted, a second acts as it always does."""
@@ -15,9 +17,16 @@ class StopSignal:
         self.before = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def note(self, number: int, _frame: FrameType | None) -> None:
+    def note(self, number: int, _frame: FrameType | None = None) -> None:
         self.number = number
         self.restore()
+
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked to stop; then all of them are."""
+        (number,) = ranks.highest(self.number)
+        if number:
+            self.note(number)
+        return bool(number)
 
     def restore(self) -> None:
         for number, handler in self.before.items():

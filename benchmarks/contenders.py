@@ -1,0 +1,221 @@
+"""What throughput.py compares: each is a function n -> None that trains for n steps.
+
+ours      train.train_epoch as it is: data, noise, network, clipping, optimizer, average, log
+bare      the network alone, forwards and backwards, on one batch that never changes
+plain     our network in a loop without any of the tricks: what one would write first
+diffusers UNet2DModel of the same macro structure in the loop of diffusers' own training example
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import models.blocks
+from config import PRESETS, Config
+from data.sets import TensorSet, normalize
+from prepare import build, prepare
+from train import train_epoch
+from training import Epochs, Training
+from utils.clock import Clock
+from utils.devices import autocast
+from utils.distributed import Ranks
+from utils.logs import open_log
+from utils.optim import average
+from utils.signals import StopSignal
+
+STEPS = 10**6  # of a plan that never ends
+Contender = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A preset in a number format on a device, with random images of MNIST's size in memory."""
+
+    preset: str
+    precision: str
+    device: torch.device
+    checkpoint_activations: bool = False
+
+    @property
+    def config(self) -> Config:
+        original = self.preset == "original"
+        return PRESETS[self.preset].override(
+            precision=self.precision,
+            image_size=32 if original else 28,
+            num_classes=0 if original else 10,
+            checkpoint_activations=self.checkpoint_activations,
+            save_minutes=1e6,
+        )
+
+    def images(self, count: int) -> TensorSet:
+        """The first of 60,000."""
+        side = self.config.data.image_size
+        random = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (60_000, 1, side, side), dtype=torch.uint8, generator=random)
+        labels = torch.arange(60_000) % 10
+        return TensorSet("", "random", 10, images[:count], labels[:count]).to(self.device)
+
+
+def start(task: Task) -> tuple[Training, object]:
+    """The network, optimizer and average of the preset, at step 0, and its process."""
+    config = task.config.override(epochs=0, max_steps=STEPS)
+    model, diffusion = build(config)
+    epochs = Epochs(60_000, config.train.batch_size)
+    flags = Namespace(resume=None, replan=False)
+    model, diffusion = model.to(task.device), diffusion.to(task.device)
+    return prepare(model, config.train, epochs, None, flags, Ranks()), diffusion
+
+
+def ours(task: Task) -> Contender:
+    training, diffusion = start(task)
+    config, clock = task.config, Clock(task.device)
+    size = config.train.batch_size
+    images = task.images(60_000)
+
+    def run(n: int) -> None:
+        few = TensorSet("", "", 10, images.images[: n * size], images.labels[: n * size])
+        training.epochs, training.step = Epochs(n * size, size), 0
+        silent = open_log(Path(), 1, silent=True)
+        train_epoch(training, diffusion, few, config, silent, clock, StopSignal())
+
+    return run
+
+
+def bare(task: Task) -> Contender:
+    training, _ = start(task)
+    config, model = task.config, training.network
+    size, side = config.train.batch_size, config.data.image_size
+    x = torch.randn(size, 1, side, side, device=task.device)
+    t = torch.randint(1, 1000, (size,), device=task.device)
+    y = torch.arange(size, device=task.device) % 10
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            with autocast(task.device, task.precision):
+                loss = model(x, t, y).float().square().mean()
+            loss.backward()
+            model.zero_grad()
+
+    return run
+
+
+def plain(task: Task) -> Contender:
+    """Contiguous weights, fused attention, a DataLoader, Python loops, a loss read every step."""
+    _, diffusion = start(task)
+    model, _ = build(task.config)
+    model = model.to(task.device, memory_format=torch.contiguous_format)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-4, foreach=False)
+    ema = deepcopy(model)
+    loader = loader_of(task)
+
+    def run(n: int) -> None:
+        attend, models.blocks.attend = models.blocks.attend, F.scaled_dot_product_attention
+        for (x_0, y), _ in zip(loader, range(n), strict=False):
+            x_0, y = x_0.to(task.device), y.to(task.device)
+            t = torch.randint(1, 1001, (len(x_0),), device=task.device)
+            noise = torch.randn_like(x_0)
+            with autocast(task.device, task.precision):
+                losses = diffusion.losses(lambda x, t, y=y: model(x, t, y), x_0, t, noise)
+            loss = losses.mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                for old, new in zip(ema.parameters(), model.parameters(), strict=True):
+                    old.copy_(0.999 * old + 0.001 * new)
+            loss.item()
+        models.blocks.attend = attend
+
+    return run
+
+
+def diffusers(task: Task) -> Contender:
+    """As examples/unconditional_image_generation/train_unconditional.py with --use_ema."""
+    model = unet_of_diffusers(task.preset).to(task.device)
+    scheduler = DDPMScheduler(1000)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    rate = get_cosine_schedule_with_warmup(optimizer, 500, STEPS)
+    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    loader, patch = loader_of(task), task.config.model.patch_size
+    classes = model.config.num_class_embeds
+
+    def run(n: int) -> None:
+        for (x_0, y), _ in zip(loader, range(n), strict=False):
+            x_0, y = F.pixel_unshuffle(x_0.to(task.device), patch), y.to(task.device)
+            noise = torch.randn_like(x_0)
+            t = torch.randint(0, 1000, (len(x_0),), device=task.device)
+            noisy = scheduler.add_noise(x_0, noise, t)
+            with autocast(task.device, task.precision):
+                output = model(noisy, t, class_labels=y if classes else None).sample
+            loss = F.mse_loss(output.float(), noise.float())
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+            ema.step(model.parameters())
+            loss.detach().item()
+
+    return run
+
+
+def unet_of_diffusers(preset: str) -> UNet2DModel:
+    """Widths, blocks, levels and attention of the preset; 57.9 M parameters for the original."""
+    if preset == "original":
+        return UNet2DModel(
+            sample_size=32,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=2,
+            block_out_channels=(64, 128, 256, 512),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            attention_head_dim=64,
+            norm_num_groups=8,
+            dropout=0.1,
+        )
+    return UNet2DModel(
+        sample_size=14,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
+        norm_num_groups=8,
+        num_class_embeds=11,
+    )
+
+
+def loader_of(task: Task) -> DataLoader:
+    """Shuffled, in the main process, images already decoded: kind to whoever uses it."""
+    images = task.images(60_000)
+    dataset = TensorDataset(normalize(images.images.cpu()), images.labels.cpu())
+    return DataLoader(dataset, task.config.train.batch_size, shuffle=True)
+
+
+def sampling_network(task: Task) -> nn.Module:
+    """The averaged network, as sample.py has it."""
+    model, _ = build(task.config)
+    ema = average(model, 13.0, 0.9999)
+    return ema.to(task.device, memory_format=torch.channels_last)
+
+
+CONTENDERS: dict[str, Callable[[Task], Contender]] = {
+    "ours": ours,
+    "bare": bare,
+    "plain": plain,
+    "diffusers": diffusers,
+}

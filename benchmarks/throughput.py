@@ -1,0 +1,145 @@
+"""Speed: training, sampling and start-up, against diffusers and a plain loop, in one run.
+
+python -m benchmarks.throughput            # everything, about 20 minutes on two cores
+python -m benchmarks.throughput --quick    # one small repeat of each part, to see that it works
+
+Writes a table, results/throughput.json and results/throughput.png.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import measure, sampling
+from benchmarks.contenders import CONTENDERS, Task
+from utils.devices import pick_device
+
+RESULTS = Path(__file__).parent / "results"
+PRESETS = {"original": (1, 3), "mnist": (40, 7)}  # steps a repeat, repeats
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="see that it works; numbers are rough")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--data-root", help="where MNIST is; else start-up is timed with digits")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
+    flags = parser.parse_args()
+    device = pick_device(flags.device)
+    results: dict[str, Any] = {"hardware": measure.hardware(device), "quick": flags.quick}
+    results["peaks"] = {
+        name: measure.peaks(device, dtype, 1 if flags.quick else 5)
+        for name, dtype in DTYPES.items()
+    }
+    results["training"] = [
+        row
+        for preset in (("mnist",) if flags.quick else PRESETS)
+        for precision in DTYPES
+        for row in training(preset, precision, device, flags.quick, results["peaks"][precision])
+    ]
+    results["memory"] = [] if flags.quick else memory(device)
+    results["sampling"] = sample(device, flags.quick)
+    results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
+    measure.write(flags.out / "throughput.json", results)
+    print(table(results))
+    if not flags.quick:
+        from benchmarks.plot import plot
+
+        plot(results, flags.out / "throughput.png")
+
+
+def data_flags(root: str | None) -> list[str]:
+    return ["--dataset", "mnist", "--data-root", root] if root else ["--dataset", "digits"]
+
+
+def training(
+    preset: str, precision: str, device: torch.device, quick: bool, peak: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Images per second of every contender, and for ours the parts of a step."""
+    task = Task(preset, precision, device)
+    steps, repeats = (2, 2) if quick else PRESETS[preset]
+    images = steps * task.config.train.batch_size
+    runs = {name: make(task) for name, make in CONTENDERS.items()}
+    print(f"{preset} {precision}", file=sys.stderr, flush=True)
+    work = measure.flops(lambda: runs["bare"](1)) * steps
+    actions = {name: lambda run=run: run(steps) for name, run in runs.items()}
+    rows = []
+    for name, times in measure.interleaved(actions, repeats, device).items():
+        rate = measure.spread([images / t for t in times])
+        share = work / statistics.median(times) / max(peak.values())
+        rows.append({"preset": preset, "precision": precision, "loop": name, **rate})
+        if name != "diffusers":  # its network does a little more or less
+            rows[-1]["of_peak"] = share
+    with measure.timed_parts(device) as spent:
+        runs["ours"](steps)
+    rows[0]["parts"] = {name: spent[name] / steps for name in spent}
+    return rows
+
+
+def memory(device: torch.device) -> list[dict[str, Any]]:
+    """Peak bytes of two steps of the original preset, each in a process of its own."""
+    rows = []
+    for precision in DTYPES:
+        for loop, flags in (("ours", ()), ("ours", ("checkpoint",)), ("diffusers", ())):
+            print(f"memory {precision} {loop} {flags}", file=sys.stderr, flush=True)
+            most = measure.peak_memory(loop, "original", precision, str(device), *flags)
+            name = " ".join([loop, *flags])
+            rows.append({"preset": "original", "precision": precision, "loop": name, "bytes": most})
+    return rows
+
+
+def sample(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Seconds to 64 images, and of a process of its own in which diffusers draws and saves them."""
+    print("sampling", file=sys.stderr, flush=True)
+    task = Task("mnist", "fp32", device)
+    times = measure.interleaved(sampling.grids(task), 1 if quick else 5, device)
+    warm = {name: measure.spread(values) for name, values in times.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        cold = {}
+        for name in ("ddpm",) if quick else sampling.STEPS:
+            path = str(Path(folder, f"{name}.png"))
+            command = [sys.executable, "-m", "benchmarks.sampling", name, str(device), path]
+            cold[f"diffusers {name}"] = measure.seconds(lambda c=command: measure.output(c), device)
+    return {"steps": sampling.STEPS, "warm_seconds": warm, "cold_seconds": cold}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    h = results["hardware"]
+    lines = [
+        f"{h['cpu']}, {h['cores']} cores, GPU {h['gpu']}, torch {h['torch']}, "
+        f"diffusers {h['diffusers']}",
+        "",
+        "| preset | format | loop | images/s (low - high) | of the peak | against diffusers |",
+        "|---|---|---|---|---|---|",
+    ]
+    theirs = {
+        (r["preset"], r["precision"]): r["median"]
+        for r in results["training"]
+        if r["loop"] == "diffusers"
+    }
+    for r in results["training"]:
+        share = f"{r['of_peak']:.0%}" if "of_peak" in r else ""
+        ratio = r["median"] / theirs[r["preset"], r["precision"]]
+        rate = f"{r['median']:.1f} ({r['low']:.1f} - {r['high']:.1f})"
+        lines.append(
+            f"| {r['preset']} | {r['precision']} | {r['loop']} | {rate} | {share} | {ratio:.2f} |"
+        )
+    lines += ["", "| 64 images | steps | seconds warm | seconds cold |", "|---|---|---|---|"]
+    s = results["sampling"]
+    for name, t in s["warm_seconds"].items():
+        cold = f"{s['cold_seconds'][name]:.1f}" if name in s["cold_seconds"] else ""
+        lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {t['median']:.2f} | {cold} |")
+    lines += ["", "| from typing to | seconds |", "|---|---|"]
+    lines += [f"| {name} | {t:.1f} |" for name, t in results["start_up"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Ranks for tests/test_distributed.py: as torchrun starts them, but forked, which is faster.
+
+As a script, for the real torchrun: train.py with the small data set, whose last rank kills itself
+once, at the step that $DIE_AT names.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from faults import FORK, SECONDS, Ended, Process, child_prelude
+
+import data.datasets
+import train
+from sample import main as sample_main
+from utils.distributed import Ranks
+
+
+def start(where: Path, world: int, argv: list[str], hook: str = "") -> list[Process]:
+    """train.main(argv) on so many ranks."""
+    port = free_port()
+    every = [environment(rank, world, port) for rank in range(world)]
+    return [Process(where, argv, hook, environment=variables) for variables in every]
+
+
+def run(where: Path, world: int, argv: list[str], hook: str = "") -> list[Ended]:
+    """To their end."""
+    return [process.end() for process in start(where, world, argv, hook)]
+
+
+def sample(world: int, argv: list[str]) -> list[int | None]:
+    """The exit codes of sample.main(argv) on so many ranks."""
+    port = free_port()
+    processes = [
+        FORK.Process(target=sample_child, args=(environment(rank, world, port), argv))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+        process.kill()
+    return [process.exitcode for process in processes]
+
+
+def sample_child(variables: dict[str, str], argv: list[str]) -> None:
+    os.environ.update(variables)
+    child_prelude()
+    sys.exit(sample_main(argv))
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    return {name: str(value) for name, value in values.items()} | address
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def same_noise(_: int) -> None:
+    """A fault: every rank takes the first rows of what is drawn for all."""
+    Ranks.part = lambda ranks, rows: rows[: len(rows.tensor_split(ranks.world)[ranks.rank])]
+
+
+def other_images(_: int) -> None:
+    """A fault: the second rank has a data set of its own."""
+    if os.environ["RANK"] == "1":
+        draw = data.datasets.DATASETS["digits"]
+        data.datasets.DATASETS["digits"] = lambda root, size, part, d: draw(root, size, not part, d)
+
+
+def slow(_: int) -> None:
+    """Steps that last long enough for a signal to arrive within one."""
+    original = train.train_step
+
+    def train_step(*arguments):
+        time.sleep(0.1)
+        return original(*arguments)
+
+    train.train_step = train_step
+
+
+def at_step(step: int, number: int, rank: str) -> None:
+    """This signal to this rank in the middle of this step."""
+    original = train.train_step
+
+    def train_step(training, *rest):
+        if training.step == step and os.environ.get("RANK", "0") == rank:
+            os.kill(os.getpid(), number)
+        return original(training, *rest)
+
+    train.train_step = train_step
+
+
+if __name__ == "__main__":
+    child_prelude()
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        at_step(int(os.environ["DIE_AT"]), signal.SIGKILL, "1")
+    sys.exit(train.main(sys.argv[1:]))

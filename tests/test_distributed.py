@@ -1,0 +1,175 @@
+"""Several ranks: the same training as one to rounding, whatever their number, and nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from faults import NETWORK, ROOT
+from faults import run as run_alone
+from numpy.testing import assert_allclose
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.sets import parts
+from training import Epochs
+from utils import checkpoint
+from utils.distributed import Ranks
+
+# 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
+PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
+SHORT = [*PLAIN, "--max-steps", "12"]
+
+
+def curve(where: Path, name: str = "loss") -> np.ndarray:
+    """What the steps 1, 2, ... logged."""
+    events = EventAccumulator(str(where / "Logs_Checkpoints/Inference/version_0")).Reload()
+    points = events.Scalars(f"train/{name}")
+    assert [point.step for point in points] == list(range(1, len(points) + 1))
+    return np.array([point.value for point in points])
+
+
+def newest(where: Path) -> dict:
+    return checkpoint.load(checkpoint.newest(where / "Logs_Checkpoints/checkpoints/version_0"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Where one process, without ranks, did SHORT."""
+    where = tmp_path_factory.mktemp("alone")
+    assert run_alone(where, SHORT).code == 0
+    return where
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
+    assert [end.code for end in ranks.run(tmp_path, world, SHORT)] == [0] * world
+    assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
+    assert_allclose(curve(tmp_path, "gradient_norm"), curve(alone, "gradient_norm"), rtol=1e-4)
+    for name, value in newest(alone)["ema"].items():
+        torch.testing.assert_close(newest(tmp_path)["ema"][name], value, rtol=1e-3, atol=1e-5)
+    out = (tmp_path / "out").read_text()
+    assert out.count("Done after step 12") == 1  # the first rank alone prints
+
+
+def test_the_curve_tells_whose_noise_is_whose(alone, tmp_path):
+    """The control of the test above."""
+    assert [end.code for end in ranks.run(tmp_path, 2, SHORT, "ranks.same_noise")] == [0, 0]
+    assert np.abs(curve(tmp_path) / curve(alone) - 1).max() > 1e-3
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_then_three(alone, tmp_path):
+    """Stopped by a signal that reaches one rank only, which is not the first."""
+    again = [*SHORT, "--resume", "auto"]
+    two = [process.end() for process in start_and_stop(tmp_path, 2, again, 5)]
+    assert [end.code for end in two] == [143, 143]
+    assert newest(tmp_path)["step"] == 5
+    one = [process.end() for process in start_and_stop(tmp_path, 1, again, 9)]
+    assert [end.code for end in one] == [143]
+    assert [end.code for end in ranks.run(tmp_path, 3, again)] == [0, 0, 0]
+    assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
+    out = (tmp_path / "out").read_text()
+    assert "Resuming after step 5\nranks: 2 -> 1" in out
+    assert "Resuming after step 9\nranks: 1 -> 3" in out
+
+
+def start_and_stop(where: Path, world: int, argv: list[str], step: int) -> list:
+    """SIGTERM to the last rank once this step has begun."""
+    processes = ranks.start(where, world, argv, hook="ranks.slow")
+    assert processes[-1].wait_for(step)
+    processes[-1].kill(signal.SIGTERM)
+    return processes
+
+
+def test_a_killed_rank_ends_the_job_in_seconds_with_a_clear_line(tmp_path):
+    endless = [*PLAIN, "--max-steps", "100000"]
+    first, second = ranks.start(tmp_path, 2, endless)
+    assert second.wait_for(6)
+    second.kill()
+    began = time.monotonic()
+    end = first.end()
+    assert time.monotonic() - began < 5
+    assert end.code == 1
+    assert end.err.count("another rank is gone") == 1
+    assert "--resume auto" in end.err
+    assert "Traceback" not in end.err
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "1", str(ROOT / "tests" / "ranks.py")]
+    variables = {"DIE_AT": "7", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *SHORT, "--resume", "auto"],
+        cwd=tmp_path,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Resuming after step 4" in result.stdout
+    assert curve(tmp_path).shape == (12,)
+
+
+def test_ranks_agree_on_the_plan_of_their_minutes(tmp_path):
+    ends = ranks.run(tmp_path, 2, [*PLAIN, "--max-minutes", "0.03"])
+    assert [end.code for end in ends] == [0, 0]
+    assert ends[0].step == ends[1].step == newest(tmp_path)["scheduler"]["total_steps"]
+
+
+def test_ranks_with_different_images_are_told(tmp_path):
+    ends = ranks.run(tmp_path, 2, SHORT, "ranks.other_images")
+    assert {end.code for end in ends} == {1}
+    assert "other checkpoint or images" in ends[0].err
+
+
+def test_sampling_on_any_number_of_ranks_draws_the_same_images(alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    for world, seed in ((1, 0), (2, 0), (3, 0), (2, 1)):
+        argv = ["--ckpt", "latest", "--run-root", str(alone / "Logs_Checkpoints"), "--save", "npz"]
+        argv += ["--num", "7", "--batch-size", "2", "--out", f"{world}_{seed}", "--device", "cpu"]
+        assert ranks.sample(world, [*argv, "--seed", str(seed)]) == [0] * world
+        with np.load(f"{world}_{seed}/samples.npz") as arrays:
+            drawn.append((arrays["arr_0"].astype(int), arrays["arr_1"]))
+    for images, labels in drawn[1:3]:
+        assert np.abs(images - drawn[0][0]).max() <= 1
+        assert (labels == drawn[0][1]).all()
+    assert np.abs(drawn[3][0] - drawn[0][0]).max() > 1  # control
+
+
+def test_the_parts_of_all_ranks_are_the_batch():
+    indices = torch.arange(100)
+    shares = [parts(indices, 33, (rank, 3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [4, 4, 4]
+    assert [len(part) for part in shares[2]] == [11, 11, 11, 0]
+    assert torch.equal(
+        torch.cat([torch.cat(batch) for batch in zip(*shares, strict=True)]), indices
+    )
+    batch = torch.randn(7, 2)
+    split = [Ranks(rank, 3).part(batch) for rank in range(3)]
+    assert torch.equal(torch.cat(split), batch)
+    assert [len(part) for part in split] == [3, 2, 2]
+
+
+def test_the_batches_of_an_epoch_are_all_images():
+    epochs = Epochs(images=100, batch_size=33)
+    rows = [epochs.rows(step) for step in range(1, 9)]
+    assert rows == [33, 33, 33, 1] * 2
+    assert sum(rows[: epochs.steps]) == 100
+
+
+def test_one_process_joins_nothing():
+    single = Ranks()
+    assert single.highest(3, True, 0) == (3, True, 0)
+    assert single.from_first(lambda: "made") == "made"
+    module, rows = torch.nn.Linear(2, 2), torch.randn(3)
+    assert single.wrap(module) is module
+    assert single.gather(rows) is rows
+    assert not torch.distributed.is_initialized()

@@ -1,0 +1,113 @@
+"""What makes a step smaller or faster and must not change its numbers, or only their rounding."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import content_hash
+from faults import run as run_alone
+from test_distributed import SHORT, curve, newest
+
+import train
+from config import PRESETS, TrainConfig
+from models import UNet
+from prepare import build, compiles, prepare
+from training import Epochs
+from utils.distributed import Ranks
+from utils.optim import Plan
+
+SMOKE = PRESETS["smoke"].override(num_classes=10, image_size=28, precision="fp32", batch_size=20)
+
+
+def started(**changes):
+    """A training of the smoke preset at step 1, its process, a batch, and its configuration."""
+    config = SMOKE.override(**changes)
+    model, diffusion = build(config)
+    flags = Namespace(resume=None, replan=False)
+    training = prepare(model, config.train, Epochs(100, 20), None, flags, Ranks())
+    training.step = 1
+    torch.manual_seed(0)
+    return training, diffusion, torch.rand(20, 1, 28, 28) * 2 - 1, torch.arange(20) % 10, config
+
+
+def gradients(**changes) -> list[torch.Tensor]:
+    """Those of one step, kept from the optimizers."""
+    training, *rest = started(**changes)
+    training.optimizers = training.optimizers[:0]
+    training.set_lr = lambda _: None
+    train.train_step(training, *rest)
+    return [p.grad for p in training.model.parameters()]
+
+
+@pytest.mark.parametrize("passes", [2, 3, 20, 50])
+def test_a_batch_in_several_passes_has_the_gradient_of_the_whole(passes):
+    """20 images, also in parts of unequal size."""
+    whole, parts = gradients(), gradients(grad_accum=passes)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+    other_seed = gradients(grad_accum=passes, seed=1)  # control
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(whole, other_seed, strict=True))
+
+
+def test_a_run_in_several_passes_has_the_curve_of_the_whole(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for where, flags in ((whole, []), (parts, ["--grad-accum", "3"])):
+        where.mkdir()
+        assert run_alone(where, [*SHORT, *flags]).code == 0
+    torch.testing.assert_close(curve(parts), curve(whole), rtol=1e-5, atol=0)
+
+
+def test_checkpointed_activations_change_no_bit(tmp_path):
+    """Dropout included: what is computed twice is dropped alike."""
+    hashes = []
+    for name, flags in (
+        ("kept", []),
+        ("again", ["--checkpoint-activations"]),
+        ("control", ["--seed", "1"]),
+    ):
+        where = tmp_path / name
+        where.mkdir()
+        assert run_alone(where, [*SHORT, "--dropout", "0.1", *flags]).code == 0
+        hashes.append(content_hash(newest(where)))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_checkpointed_activations_save_memory():
+    def saved_bytes(again: bool) -> int:
+        """What the forward pass keeps for the backward pass."""
+        model, _ = build(SMOKE)
+        model.checkpoint_activations = again
+        kept = {}
+
+        def note(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = model(torch.zeros(8, 1, 28, 28), torch.ones(8))
+        assert output.requires_grad
+        return sum(kept.values())
+
+    assert saved_bytes(True) < 0.5 * saved_bytes(False)
+
+
+def test_a_network_that_is_evaluated_checkpoints_nothing(monkeypatch):
+    model: UNet = build(SMOKE)[0].eval()
+    model.checkpoint_activations = True
+    monkeypatch.setattr("models.unet.checkpoint", None)
+    model(torch.zeros(1, 1, 28, 28), torch.ones(1))
+    with pytest.raises(TypeError):
+        model.train()(torch.zeros(1, 1, 28, 28), torch.ones(1))  # control
+
+
+def test_compiling_is_for_long_runs_on_cuda():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    short, long = (Plan.over(steps, 0, "constant") for steps in (500, 50_000))
+    auto = TrainConfig()
+    assert not compiles(auto, cpu, long)
+    assert not compiles(auto, cuda, short)
+    assert compiles(auto, cuda, long)
+    assert compiles(TrainConfig(max_minutes=30), cuda, None)
+    assert not compiles(TrainConfig(max_minutes=3), cuda, None)
+    assert compiles(TrainConfig(compile="on"), cpu, short)
+    assert not compiles(TrainConfig(compile="off"), cuda, long)

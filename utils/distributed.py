@@ -1,0 +1,150 @@
+"""Several processes that do one work: who is who, what is whose, what they agree on.
+
+``torchrun --nproc-per-node N train.py`` starts N ranks, each with its part of every batch. A single
+process started without it joins nothing and pays nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TextIO, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.devices import DeviceError
+
+TIMEOUT = timedelta(minutes=10)  # for a rank that hangs; one that dies is noticed at once
+T = TypeVar("T")
+
+
+class RankError(Exception):
+    """Another rank is gone, or is not doing the same; one line."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``world`` of them."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many parts are this rank's."""
+        return self.rank, self.world
+
+    def part(self, rows: Tensor) -> Tensor:
+        """This rank's rows; the first ranks have one more where they cannot be shared evenly."""
+        return rows.tensor_split(self.world)[self.rank]
+
+    def alone(self, held: AbstractContextManager) -> AbstractContextManager:
+        """What only the first rank enters."""
+        return held if self.first else nullcontext()
+
+    def silenced(self, nowhere: TextIO) -> AbstractContextManager:
+        """Within it, only the first rank prints."""
+        return nullcontext() if self.first else redirect_stdout(nowhere)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The network whose backward pass averages the gradients of all ranks."""
+        if self.world == 1:
+            return model
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def without_averaging(self, network: nn.Module) -> AbstractContextManager:
+        """Within it, gradients of the wrapped network only add up on each rank."""
+        return nullcontext() if self.world == 1 else network.no_sync()
+
+    def highest(self, *values: int) -> tuple[int, ...]:
+        """Of each value the largest of all ranks; over the CPU, so that no GPU is waited for."""
+        if self.world == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tuple(tensor.tolist())
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all ranks, in place."""
+        return tensor if self.world == 1 else self.sum(tensor).div_(self.world)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the first rank, which alone calls it."""
+        if self.world == 1:
+            return make()
+        box = [make() if self.first else None]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The parts of all ranks in their order, on the CPU of the first; elsewhere this rank's."""
+        if self.world == 1:
+            return rows
+        parts = [None] * self.world if self.first else None
+        dist.gather_object(rows.cpu(), parts)
+        return torch.cat(parts) if self.first else rows
+
+    def check_equal(self, value: object, what: str) -> None:
+        """RankError unless all ranks give the same value."""
+        if self.from_first(lambda: value) != value:
+            raise RankError(f"rank {self.rank} has other {what} than rank 0")
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, until the end of ``with``; alone without torchrun.
+
+    The n-th rank of a machine takes its n-th GPU, which then is what "cuda" means; only the first
+    prints. Raises DeviceError where there are fewer, RankError where a rank ends before its time.
+    """
+    if "RANK" not in os.environ:
+        yield Ranks()
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        take_own_gpu(device)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        ranks = Ranks(dist.get_rank(), dist.get_world_size())
+        with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
+            yield ranks
+        dist.destroy_process_group()
+    except RuntimeError as e:
+        if not is_lost(e):
+            raise
+        reason = str(e).strip().splitlines()[0]
+        raise RankError(
+            f"another rank is gone, so rank {os.environ['RANK']} cannot go on ({reason}); "
+            "start again with --resume auto"
+        ) from e
+
+
+def take_own_gpu(device: torch.device) -> None:
+    """Make the GPU of this rank the current one. DeviceError where there is none for it."""
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device.index is not None:
+        raise DeviceError(f"--device {device}: with torchrun each rank takes its own, use cuda")
+    if local >= count:
+        raise DeviceError(f"--nproc-per-node must be at most {count}, one per CUDA device")
+    torch.cuda.set_device(local)
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether it is the connection to another rank that failed."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
