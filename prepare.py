@@ -168,12 +168,12 @@ def prepare(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-    total = c.epochs * epochs.steps
-    total = min(total or c.max_steps, c.max_steps or total)
-    plan = None if c.max_minutes else Plan.over(total, c.warmup_steps, c.decay)
+    limit = epochs.limit(c)
+    plan = None if c.max_minutes else Plan.over(limit, c.warmup_steps, c.decay)
     ema = average(model, c.ema_power, c.ema_decay)
-    training = Training(model, model, ranks, epochs, ema, optimizers, plan)
+    training = Training(model, model, ranks, epochs, ema, optimizers, plan, limit)
     training.streak = training.streak.to(device)
+    training.by_quarter = training.by_quarter.to(device)
     if state:
         training.load_state_dict(state, flags.resume)
         if state["scheduler"] and not flags.replan:

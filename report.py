@@ -20,8 +20,9 @@ from utils.runs import Run
 from utils.seeding import image_noise, permutation
 from utils.signals import StopSignal
 
-PREVIEW = 20  # images
-MEASURED = 1024  # training images
+HELD_OUT = 1024  # test images whose loss is measured
+MEASURED = 1024  # training images for --variance optimal
+PREVIEW = 20  # images drawn
 
 
 def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: ImageSet) -> None:
@@ -105,10 +106,29 @@ def preview(
     return [x_T, *sampler(denoiser, diffusion, x_T, config.sample.steps, randn)]
 
 
-def add_by_quartile(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> None:
+def evaluated(config: Config, train_set: ImageSet, held_out: HeldOut) -> int:
+    """Images that go through the network at the end of an epoch."""
+    measured = min(MEASURED, len(train_set))
+    return len(held_out.t) + measured + PREVIEW * config.sample.steps
+
+
+def add_by_quarter(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> None:
     """Add each loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
     quarter = (t - 1) * 4 // timesteps
     sums.index_add_(0, quarter, torch.stack([losses, torch.ones_like(losses)], dim=1))
+
+
+def write_quarters(training: Training, writer: Log, ended: bool) -> None:
+    """Bring the sums of all ranks to the first; at the end of an epoch write them and begin anew.
+
+    A quarter whose t were never drawn has no loss.
+    """
+    sums, ranks = training.by_quarter, training.ranks
+    for q, (total, count) in enumerate(ranks.sum(sums).tolist(), start=1):
+        if ended and count:
+            writer.add_scalar(f"loss_by_t/quartile_{q}", total / count, training.step)
+    if ended or not ranks.first:
+        sums.zero_()
 
 
 def write_steps(log: StepLog, clock: Clock, batch_size: int) -> float:

@@ -38,9 +38,8 @@ from utils.seeding import generator, mix, permutation
 from utils.signals import StopSignal
 
 BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError, LockError, RunError)
-LOG_EVERY = 50  # steps between readings of the losses, each of which waits for the device
+LOG_EVERY, LOG_SECONDS = 50, 2.0  # between readings of the losses, which wait for the device
 KEEP = 2  # newest checkpoints, beside the best
-HELD_OUT = 1024  # images
 
 
 class TrainingError(Exception):
@@ -97,8 +96,9 @@ def train(
         resume.sweep(run)
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
     train_set, test_set = train_set.to(clock.device), test_set.to(clock.device)
-    first = torch.arange(min(HELD_OUT, len(test_set)))
-    held_out = HeldOut.of(*next(test_set.batches(first, HELD_OUT)), diffusion)
+    some = permutation(len(test_set), 0, 0)[: report.HELD_OUT]  # a folder's are in order of class
+    held_out = HeldOut.of(*next(test_set.batches(some, report.HELD_OUT)), diffusion)
+    training.evaluated = report.evaluated(config, train_set, held_out)
     with (
         ranks.alone(only_writer(run.checkpoints)),
         open_log(run.logs, training.step + 1, silent=not ranks.first) as writer,
@@ -111,8 +111,9 @@ def train(
         while not training.finished and not stop.agreed(ranks):
             ended = train_epoch(training, diffusion, train_set, config, writer, clock, stop)
             if ended and ranks.first:
-                report.measure_errors(training, diffusion, train_set, config.sample.clip)
-                report.end_of_epoch(training, diffusion, held_out, config, writer, run)
+                with autocast(clock.device, config.train.precision):
+                    report.measure_errors(training, diffusion, train_set, config.sample.clip)
+                    report.end_of_epoch(training, diffusion, held_out, config, writer, run)
             writer.flush()  # first, so that the curves reach at least as far as the checkpoint
             if ranks.first:
                 save(training, train_set, config, run)
@@ -136,31 +137,31 @@ def train_epoch(
     c, ranks, batch_size = config.train, training.ranks, config.train.batch_size
     epoch, done = divmod(training.step, training.epochs.steps)
     order = permutation(len(train_set), c.seed, epoch)[done * batch_size :]
-    log, quartiles = StepLog(writer, ranks), torch.zeros(4, 2, device=clock.device)
-    ended = False
+    log, ended = StepLog(writer, ranks), False
+    clock.lap()
     with report.progress_bar(training) as bar:
         for x_0, y in train_set.batches(order, batch_size, ranks.share):
             training.step += 1
             loss, norm, losses, t = train_step(training, diffusion, x_0, y, config)
             log.add(training.step, loss=loss, gradient_norm=norm, lr=training.lr)
-            report.add_by_quartile(quartiles, losses, t, diffusion.timesteps)
+            report.add_by_quarter(training.by_quarter, losses, t, diffusion.timesteps)
             bar.update()
             # What depends on the clock the first rank decides; a signal may reach any of them.
             known = clock.count_step(c.max_minutes) and ranks.first
             late = ranks.first and time.monotonic() - clock.saved > 60 * c.save_minutes
-            asked, known, late = ranks.highest(stop.number, known, late)
+            stale = ranks.first and time.monotonic() - clock.lapped > LOG_SECONDS
+            asked, known, late, stale = ranks.highest(stop.number, known, late, stale)
             if known:
                 fix_plan(training, clock, c)
                 report.show_plan(bar, training, clock)
             ended = training.finished or training.step % training.epochs.steps == 0
             leave = ended or asked or late
-            if leave or training.step % LOG_EVERY == 0:
+            if leave or stale or training.step % LOG_EVERY == 0:
                 bar.set_postfix_str(f"Loss: {report.write_steps(log, clock, batch_size):.4f}")
                 stop_if_stuck(training, train_step, diffusion, train_set, config)
             if leave:
                 break
-    for q, (total, count) in enumerate(ranks.sum(quartiles).tolist(), start=1):
-        writer.add_scalar(f"loss_by_t/quartile_{q}", total / max(1, count), training.step)
+    report.write_quarters(training, writer, ended)
     return ended
 
 

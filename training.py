@@ -30,6 +30,10 @@ class Epochs:
         """Of one epoch; the last one takes what is left."""
         return math.ceil(self.images / self.batch_size)
 
+    def limit(self, c: TrainConfig) -> float:
+        """The steps of --epochs or --max-steps, whichever are fewer; both 0: no limit."""
+        return min(filter(None, (c.epochs * self.steps, c.max_steps)), default=math.inf)
+
     def rows(self, step: int) -> int:
         """Images in the batch of this step, over all ranks."""
         done = (step - 1) % self.steps * self.batch_size
@@ -47,16 +51,19 @@ class Training:
     ema: AveragedModel
     optimizers: list[torch.optim.Optimizer]
     plan: Plan | None  # None with --max-minutes, until the speed is known
+    limit: float  # steps of --epochs and --max-steps
+    evaluated: int = 0  # images that go through the network at the end of an epoch
     step: int = 0
     best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
     changes: list[str] = field(default_factory=list)  # of settings or machine, on the way
     saved: Path | None = None  # the newest checkpoint
     streak: Tensor = field(default_factory=lambda: torch.zeros(()))  # see utils.nonfinite
     x0_error: Tensor | None = None  # (T + 1,), of the averaged network, at the last epoch's end
+    by_quarter: Tensor = field(default_factory=lambda: torch.zeros(4, 2))  # of t: loss sum, count
 
     @property
     def finished(self) -> bool:
-        return self.plan is not None and self.step >= self.plan.total_steps
+        return self.step >= (self.plan.total_steps if self.plan else self.limit)
 
     @property
     def lr(self) -> float:
@@ -82,6 +89,7 @@ class Training:
             "best": self.best,
             "changes": self.changes,
             "x0_error": self.x0_error,
+            "by_quarter": self.by_quarter,
         }
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
@@ -97,11 +105,16 @@ class Training:
         self.step, self.best, self.saved = state["step"], state["best"], path
         self.changes = list(state.get("changes", []))
         self.x0_error = state.get("x0_error")
+        if self.ranks.first:
+            self.by_quarter.copy_(state.get("by_quarter", self.by_quarter))
 
 
 def fix_plan(training: Training, clock: Clock, c: TrainConfig) -> None:
     """With --max-minutes: once the speed is known, choose the number of steps for good."""
     if training.plan is None:
-        left = training.ranks.from_first(lambda: clock.steps_left(c.max_minutes))
-        total = training.step + left
-        training.plan = Plan.over(min(total, c.max_steps or total), c.warmup_steps, c.decay)
+        evaluation, per_epoch = training.evaluated / c.batch_size, training.epochs.steps
+        left = training.ranks.from_first(
+            lambda: clock.steps_left(c.max_minutes, per_epoch, evaluation)
+        )
+        total = min(training.step + left, training.limit)
+        training.plan = Plan.over(total, c.warmup_steps, c.decay)

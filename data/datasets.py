@@ -16,7 +16,7 @@ from data.digits import draw_digits
 from data.download import TIMEOUT, one_at_a_time, socket_timeout
 from data.errors import DataError, DataNotFound
 from data.files import Files
-from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set
+from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, how_verified, read_set
 from data.sets import ImageSet, StreamSet, TensorSet
 
 STREAM_SIZE = 64  # pixels a side, of sets whose images come in all sizes
@@ -53,7 +53,8 @@ def idx(files: IdxFiles) -> Callable[..., TensorSet]:
 
     def open_set(root: Path, _size: int, train: bool, download: bool) -> TensorSet:
         images, labels = read_set(files, root, train, download)
-        return TensorSet("", f"{root / files.folder}, verified", 10, images, labels)
+        source = f"{root / files.folder}, {how_verified(files, root, train)}"
+        return TensorSet("", source, 10, images, labels)
 
     return open_set
 

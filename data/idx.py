@@ -107,10 +107,20 @@ def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
     raise DataNotFound(f"no {name} or {name}.gz in {folder} and {reason}: {remedy}")
 
 
+def how_verified(files: IdxFiles, root: Path, train: bool) -> str:
+    """What is known of the files that read_set takes: of some sets only the packed ones are."""
+    names = [name for name in files.md5_of_gz if name.startswith("train") == train]
+    packed = all((root / files.folder / name).is_file() for name in names)
+    return "verified" if files.sha256 or packed else "unpacked and so not verifiable"
+
+
 def on_disk(files: IdxFiles, folder: Path, name: str) -> tuple[bytes | None, list[str]]:
     """The content of the first form of a file that is good, and what is wrong with those before."""
     damaged = []
-    for path in (folder / name, folder / f"{name}.gz"):
+    forms = [folder / name, folder / f"{name}.gz"]
+    if name not in files.sha256 and forms[1].is_file():
+        forms = forms[1:]  # the other could not be verified
+    for path in forms:
         if path.is_file():
             try:
                 return verified(files, path), damaged

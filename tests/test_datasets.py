@@ -308,6 +308,19 @@ def test_workers_leave_ctrl_c_to_the_main_process(pictures):
     assert count == 18
 
 
+def test_what_cannot_be_verified_is_not_called_verified(tmp_path):
+    """Fashion-MNIST's checksums are of its packed files."""
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"")
+    assert "not verifiable" in idx.how_verified(idx.FASHION_MNIST, tmp_path, train=True)
+    for name in NAMES:
+        (raw / f"{name}.gz").write_bytes(b"")
+    assert idx.how_verified(idx.FASHION_MNIST, tmp_path, train=True) == "verified"
+    with pytest.raises(DataError, match="MD5"):  # the packed file is looked at first
+        idx.read_set(idx.FASHION_MNIST, tmp_path, train=True, download=False)
+
+
 def test_each_rank_gets_its_rows_of_a_streamed_batch(pictures):
     """Also of a last batch with fewer images than ranks."""
     opened = load("folder", str(pictures), 16)

@@ -152,12 +152,29 @@ def test_resume_auto_without_a_run_starts_fresh_and_says_so(capsys):
 
 
 def test_max_minutes_fits_the_plan_into_the_minutes(few_digits):
-    assert run("--max-steps", "100000", "--max-minutes", "0.05") == 0
+    assert run("--max-steps", "100000", "--max-minutes", "0.15", "--batch-size", "4") == 0
     state = checkpoint.load(newest(few_digits))
     assert state["scheduler"]["total_steps"] == state["step"]
     assert 5 < state["step"] < 100_000
     rates = [e.value for e in curves(few_digits).Scalars("train/lr")]
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the plan
+
+
+def test_minutes_and_epochs_limit_a_run_whichever_end_first(few_digits):
+    assert run("--epochs", "2", "--max-minutes", "9", "--batch-size", "10", "--max-steps", "0") == 0
+    assert checkpoint.load(newest(few_digits))["step"] == 20
+
+
+def test_loss_by_t_is_of_the_whole_epoch_also_when_it_was_interrupted(few_digits, monkeypatch):
+    options = ["--max-steps", "8", "--batch-size", "25"]
+    assert run(*options) == 0
+    interrupt_after(monkeypatch, 6)
+    assert run(*options) == 143
+    assert train.main(["--resume", "auto", "--device", "cpu"]) == 0
+    for q in (1, 2, 3, 4):
+        whole, broken = (curves(few_digits, v).Scalars(f"loss_by_t/quartile_{q}") for v in (0, 1))
+        assert [e.step for e in whole] == [e.step for e in broken] == [4, 8]
+        assert [e.value for e in whole] == pytest.approx([e.value for e in broken])
 
 
 def test_a_resumed_run_keeps_the_plan_of_its_minutes(few_digits, monkeypatch):
@@ -170,7 +187,7 @@ def test_a_resumed_run_keeps_the_plan_of_its_minutes(few_digits, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", stop_behind_the_plan)
-        assert run("--max-minutes", "0.05") == 143
+        assert run("--max-minutes", "0.15", "--batch-size", "4") == 143
     planned = checkpoint.load(newest(few_digits))["scheduler"]
     assert train.main(["--resume", "auto", "--device", "cpu"]) == 0
     state = checkpoint.load(newest(few_digits))
