@@ -17,15 +17,8 @@ from utils.content import walk
 
 STEPS, KILL_AFTER = 24, 7
 COMPARED = ("step", "epoch", "model", "ema", "optimizer", "scheduler")
-OWN = {
-    "--resume",
-    "--run-root",
-    "--dry-run",
-    "--replay",
-    "--max-minutes",
-    "--max-steps",
-    "--epochs",
-}
+OWN = {"--resume", "--run-root", "--dry-run", "--replay"}
+OWN |= {"--max-minutes", "--max-steps", "--epochs", "--save-minutes"}
 SCRIPT = Path(__file__).with_name("train.py")
 
 

@@ -15,7 +15,7 @@ from utils.files import remove_partial
 from utils.lock import NAME, LockError, only_writer
 from utils.runs import Run
 
-# Taken silently into the result: they cannot change a weight.
+# They cannot change a weight.
 HARMLESS = {"checkpoint_activations", "data_root", "save_minutes"}
 HARMLESS |= {f.name for f in fields(SampleConfig)}
 # The weights are worthless, or do not load, with another value.
