@@ -221,13 +221,20 @@ def backward(
 
     The gradients of the ranks are averaged, whatever their rows; hence the division.
     """
-    x_0, y, t, weight, noise = part
+    count = len(part[0])
+    x_0, y, t, weight, noise = part if count else blank(part)
     with autocast(diffusion.device, c.precision):
         losses = diffusion.losses(lambda x, t: training.network(x, t, y), x_0, t, noise)
     rows = training.epochs.rows(training.step) / training.ranks.world
     loss = (weight * losses).sum() / rows
     loss.backward(poison(loss))
-    return loss.detach(), losses.detach()
+    return loss.detach(), losses[:count].detach()
+
+
+def blank(part: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One image that weighs nothing, for a rank that has none in a small last batch."""
+    x_0, y, t, weight, noise = (rows.new_ones(1, *rows.shape[1:]) for rows in part)
+    return x_0, y, t, 0 * weight, noise
 
 
 def save(training: Training, train_set: ImageSet, config: Config, run: Run) -> None:

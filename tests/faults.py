@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+import torch._dynamo  # a second, which the first optimizer of every trial would take
 
 import data.datasets
 import report

@@ -52,7 +52,7 @@ def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
     assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
     assert_allclose(curve(tmp_path, "gradient_norm"), curve(alone, "gradient_norm"), rtol=1e-4)
     for name, value in newest(alone)["ema"].items():
-        torch.testing.assert_close(newest(tmp_path)["ema"][name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(newest(tmp_path)["ema"][name], value, rtol=1e-3, atol=1e-4)
     out = (tmp_path / "out").read_text()
     assert out.count("Done after step 12") == 1  # the first rank alone prints
 
@@ -110,7 +110,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     assert "Resuming after step 4" in result.stdout

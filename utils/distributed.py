@@ -4,6 +4,7 @@
 process started without it joins nothing and pays nothing.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -124,11 +125,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ranks = Ranks(dist.get_rank(), dist.get_world_size())
         with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
             yield ranks
+        gc.collect()  # what is left of a wrapped network would abort the end of the process
         dist.destroy_process_group()
     except RuntimeError as e:
         if not is_lost(e):
             raise
-        reason = str(e).strip().splitlines()[0]
+        reason = str(e).strip().rpartition("] ")[2].split(". ")[0]  # without its source line
         raise RankError(
             f"another rank is gone, so rank {os.environ['RANK']} cannot go on ({reason}); "
             "start again with --resume auto"
