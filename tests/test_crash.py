@@ -88,7 +88,7 @@ def test_kill_9_at_any_step_changes_nothing_many_times():
 
 
 def kill_in_save(seed: int, hook: str) -> None:
-    n = 2 + seed % 3  # of four saves; the third prunes for the first time
+    n = 2 + seed % 3  # of four saves; before the second there is no older file to keep
     with folder() as where:
         assert run(where, AGAIN, hook, n).code == -signal.SIGKILL
         verify(where)
