@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, sampling
+from benchmarks import measure, sampling, scaling
 from benchmarks.contenders import CONTENDERS, Task
+from prepare import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +45,7 @@ def main() -> None:
         for row in training(preset, precision, device, flags.quick, results["peaks"][precision])
     ]
     results["memory"] = [] if flags.quick else memory(device)
+    results["parameters"] = parameters("original")
     results["sampling"] = sample(device, flags.quick)
     results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
     measure.write(flags.out / "throughput.json", results)
@@ -52,6 +54,11 @@ def main() -> None:
         from benchmarks.plot import plot
 
         plot(results, flags.out / "throughput.png")
+
+
+def parameters(preset: str) -> int:
+    model, _ = build(Task(preset, "fp32", torch.device("cpu")).config, "meta")
+    return sum(p.numel() for p in model.parameters())
 
 
 def data_flags(root: str | None) -> list[str]:
@@ -138,7 +145,28 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {t['median']:.2f} | {cold} |")
     lines += ["", "| from typing to | seconds |", "|---|---|"]
     lines += [f"| {name} | {t:.1f} |" for name, t in results["start_up"].items()]
+    lines += ["", *memory_table(results["memory"]), "", *parts_table(results["training"])]
+    if any(row["preset"] == "original" for row in results["training"]):
+        lines += ["", *scaling.table(results["training"], results["parameters"])]
     return "\n".join(lines)
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| original, batch 128 | format | peak memory |", "|---|---|---|"]
+    return lines + [
+        f"| {r['loop']} | {r['precision']} | {r['bytes'] / 2**30:.1f} GiB |" for r in rows
+    ]
+
+
+def parts_table(training: list[dict[str, Any]]) -> list[str]:
+    """Where a step of ours goes."""
+    rows = [row for row in training if "parts" in row]
+    names = list(dict.fromkeys(name for row in rows for name in row["parts"]))
+    lines = ["| ms of a step | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in rows:
+        times = [f"{1000 * row['parts'].get(name, 0):.1f}" for name in names]
+        lines.append(f"| {row['preset']} {row['precision']} | {' | '.join(times)} |")
+    return lines
 
 
 if __name__ == "__main__":
