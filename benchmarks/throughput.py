@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, sampling, scaling
+from benchmarks import measure, sampling, scaling, streaming
 from benchmarks.contenders import CONTENDERS, Task
 from prepare import build
 from utils.devices import pick_device
@@ -46,6 +46,7 @@ def main() -> None:
     ]
     results["memory"] = [] if flags.quick else memory(device)
     results["parameters"] = parameters("original")
+    results["streaming"] = stream(device, flags.quick)
     results["sampling"] = sample(device, flags.quick)
     results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
     measure.write(flags.out / "throughput.json", results)
@@ -101,6 +102,19 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
+def stream(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Images per second at 64 x 64 from a folder of JPEGs and from memory."""
+    print("streaming", file=sys.stderr, flush=True)
+    batches, repeats = (2, 1) if quick else (14, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = streaming.contenders(Path(folder), device, batches)
+        actions = {name: lambda run=run: run(batches) for name, run in runs.items()}
+        times = measure.interleaved(actions, repeats, device)
+        images = batches * Task("mnist", "auto", device).config.train.batch_size
+        rates = {name: measure.spread([images / t for t in times[name]]) for name in times}
+        return rates | {"decoded by one process": streaming.decoding_rate(Path(folder))}
+
+
 def sample(device: torch.device, quick: bool) -> dict[str, Any]:
     """Seconds to 64 images, and of a process of its own in which diffusers draws and saves them."""
     print("sampling", file=sys.stderr, flush=True)
@@ -145,6 +159,13 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {t['median']:.2f} | {cold} |")
     lines += ["", "| from typing to | seconds |", "|---|---|"]
     lines += [f"| {name} | {t:.1f} |" for name, t in results["start_up"].items()]
+    rates = results["streaming"]
+    lines += [
+        "",
+        f"64 x 64 from a folder: {rates['folder']['median']:.0f} images/s, from memory "
+        f"{rates['memory']['median']:.0f}; one process alone decodes "
+        f"{rates['decoded by one process']:.0f}",
+    ]
     lines += ["", *memory_table(results["memory"]), "", *parts_table(results["training"])]
     if any(row["preset"] == "original" for row in results["training"]):
         lines += ["", *scaling.table(results["training"], results["parameters"])]
