@@ -85,7 +85,7 @@ class TrainConfig:
     ema_power: float = option(13.0, "exponent of the power-function average of the weights", 0, 1e6)
     ema_decay: float = option(0.9999, "upper bound of the average's decay; 0: no averaging", 0, 1)
     label_drop: float = option(0.1, "share of the labels dropped, for guidance", 0, 1)
-    precision: str = option("auto", "bf16 autocast or fp32; auto: bf16 where the hardware has it")
+    precision: str = option("auto", "bf16 autocast, or fp32 (on CUDA TF32); auto: by hardware")
     seed: int = option(0, "of weights, order, t and noise", 0, 2**63 - 1)
     max_steps: int = option(0, "end after this many steps, learning rate and all; 0: no limit", 0)
     max_minutes: float = option(0.0, "fit the run into about these minutes; 0: no limit", 0, 1e6)

@@ -1,5 +1,6 @@
 """From a checkpoint to images: what sample.py and evaluate.py have in common."""
 
+import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from diffusion import (
 )
 from models import UNet
 from utils import checkpoint
+from utils.distributed import ALONE, Ranks
 from utils.images import to_uint8
 from utils.optim import average
 from utils.seeding import image_noise
@@ -110,26 +112,36 @@ def states(
     yield from make_sampler(**asdict(c))(denoiser, diffusion, x_T, c.steps, randn)
 
 
+def own_images(num: int, ranks: Ranks) -> Tensor:
+    """Which of the images 0 ... num - 1 this rank draws. ConfigError if that would be none."""
+    check_range("--num", num, ranks.world, math.inf)
+    return ranks.part(torch.arange(num))
+
+
 def draw_samples(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     config: Config,
     flags: Namespace,
     y: Tensor | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, dict[str, float]]:
     """flags.num images as files would hold them, uint8 (N, C, H, W), and what they cost.
 
-    The cost: steps, network evaluations, and seconds per 1000 images.
+    The cost: steps, network evaluations, and seconds per 1000 images. Each rank draws its part, and
+    the first one gets them all.
     """
     drawn, c, started = [], config.sample, time.monotonic()
-    with tqdm(total=flags.num * c.steps, desc="samples", unit="step", disable=None) as bar:
-        for indices in torch.arange(flags.num).split(flags.batch_size):
+    own = own_images(flags.num, ranks)
+    with tqdm(total=len(own) * c.steps, desc="samples", unit="step", disable=ranks.no_bar) as bar:
+        for indices in own.split(flags.batch_size):
             for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
                 bar.update(len(x) if n else 0)
             drawn.append(to_uint8(x))
+    samples = ranks.gather(torch.cat(drawn))
     seconds = (time.monotonic() - started) * 1000 / flags.num
     calls = c.steps if y is None or c.guidance == 1 else 2 * c.steps
-    return torch.cat(drawn), {"steps": c.steps, "calls": calls, "s/1000": seconds}
+    return samples, {"steps": c.steps, "calls": calls, "s/1000": seconds}
 
 
 def asked_classes(labels: Tensor, n: int) -> Tensor:

@@ -148,12 +148,12 @@ def write_steps(log: StepLog, clock: Clock, batch_size: int) -> float:
 
 def progress_bar(training: Training) -> tqdm:
     """Of this epoch; silent where the output is not a terminal, and on all ranks but the first."""
-    per_epoch, silent = training.epochs.steps, None if training.ranks.first else True
+    per_epoch = training.epochs.steps
     return tqdm(
         total=per_epoch,
         initial=training.step % per_epoch,
         desc=title(training),
-        disable=silent,
+        disable=training.ranks.no_bar,
         dynamic_ncols=True,
     )
 

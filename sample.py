@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, ConfigError, Parser, check_range
+from config import Config, ConfigError, Parser
 from diffusion import GaussianDiffusion
-from draw import add_flags, build, known_errors, open_checkpoint, parse_flags, states
+from draw import add_flags, build, known_errors, open_checkpoint, own_images, parse_flags, states
 from utils import images, runs
 from utils.checkpoint import CheckpointError
 from utils.devices import DeviceError, pick_device
@@ -67,7 +67,7 @@ def sample(
 
     Each rank draws its part of the images, and the first one writes them all.
     """
-    check_range("--num", flags.num, ranks.world, math.inf)
+    own = own_images(flags.num, ranks)
     y = class_labels(flags, config.model.num_classes)
     folder = flags.out or default_folder(flags, config, state["step"])
     for path in outputs(folder, flags):
@@ -76,9 +76,7 @@ def sample(
     model, diffusion = build(config, flags.ckpt, state, device)
 
     batches = []
-    own = ranks.part(torch.arange(flags.num))
-    silent = None if ranks.first else True
-    with tqdm(total=len(own) * config.sample.steps, unit="step", disable=silent) as bar:
+    with tqdm(total=len(own) * config.sample.steps, unit="step", disable=ranks.no_bar) as bar:
         for indices in own.split(flags.batch_size):
             batches.append(draw(model, diffusion, config, flags, indices, y, bar))
     frames = [ranks.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]

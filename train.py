@@ -23,7 +23,7 @@ from diffusion import GaussianDiffusion, HeldOut
 from prepare import build, open_data, parse, prepare
 from prove import prove
 from replay import NotFiniteError, replay, stop_if_stuck
-from training import Epochs, Training, fix_plan
+from training import Epochs, Training, blank, fix_plan
 from utils import checkpoint, runs
 from utils.checkpoint import CheckpointError
 from utils.clock import Clock
@@ -168,10 +168,9 @@ def train_epoch(
 def train_step(
     training: Training, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, config: Config
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One gradient step (Algorithm 1, lines 2-5), of this rank's images of the batch.
+    """One gradient step (Algorithm 1, lines 2-5), with this rank's images of the batch.
 
-    Returns the loss, whose mean over the ranks is that of the batch, the gradient's norm, and of
-    every image its loss (B,) and t (B,).
+    The loss (its mean over the ranks is the batch's), the gradient's norm, all losses and t (B,).
     """
     c, ranks = config.train, training.ranks
     t, weight, noise, y = draw(training, diffusion, x_0, y, config)
@@ -201,8 +200,7 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """t, its weight, the noise and the labels, some dropped, of this rank's images.
 
-    Drawn for the whole batch and keyed by (seed, step): so a resumed run draws the same, and so
-    does any number of ranks.
+    Keyed by (seed, step), for the whole batch: a resumed run, and any number of ranks, draw alike.
     """
     ranks, rows, device = training.ranks, training.epochs.rows(training.step), diffusion.device
     random = generator(device, config.train.seed, "step", training.step)
@@ -221,20 +219,13 @@ def backward(
 
     The gradients of the ranks are averaged, whatever their rows; hence the division.
     """
-    count = len(part[0])
-    x_0, y, t, weight, noise = part if count else blank(part)
+    x_0, y, t, weight, noise = part if len(part[0]) else blank(part)
     with autocast(diffusion.device, c.precision):
         losses = diffusion.losses(lambda x, t: training.network(x, t, y), x_0, t, noise)
     rows = training.epochs.rows(training.step) / training.ranks.world
     loss = (weight * losses).sum() / rows
     loss.backward(poison(loss))
-    return loss.detach(), losses[:count].detach()
-
-
-def blank(part: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One image that weighs nothing, for a rank that has none in a small last batch."""
-    x_0, y, t, weight, noise = (rows.new_ones(1, *rows.shape[1:]) for rows in part)
-    return x_0, y, t, 0 * weight, noise
+    return loss.detach(), losses[: len(part[0])].detach()
 
 
 def save(training: Training, train_set: ImageSet, config: Config, run: Run) -> None:

@@ -118,3 +118,9 @@ def fix_plan(training: Training, clock: Clock, c: TrainConfig) -> None:
         )
         total = min(training.step + left, training.limit)
         training.plan = Plan.over(total, c.warmup_steps, c.decay)
+
+
+def blank(part: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One image that weighs nothing, for a rank that has none in a small last batch."""
+    x_0, y, t, weight, noise = (rows.new_ones(1, *rows.shape[1:]) for rows in part)
+    return x_0, y, t, 0 * weight, noise

@@ -7,7 +7,7 @@ diffusers UNet2DModel of the same macro structure in the loop of diffusers' own 
 """
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import models.blocks
 from config import PRESETS, Config
-from data.sets import TensorSet, normalize
+from data.sets import ImageSet, TensorSet, normalize
 from prepare import build, prepare
 from train import train_epoch
 from training import Epochs, Training
@@ -45,25 +45,27 @@ class Task:
     precision: str
     device: torch.device
     checkpoint_activations: bool = False
+    image_channels: int = 1
+    image_size: int = 0  # 0: 32 for the original, else 28
 
     @property
     def config(self) -> Config:
         original = self.preset == "original"
         return PRESETS[self.preset].override(
             precision=self.precision,
-            image_size=32 if original else 28,
+            image_channels=self.image_channels,
+            image_size=self.image_size or (32 if original else 28),
             num_classes=0 if original else 10,
             checkpoint_activations=self.checkpoint_activations,
             save_minutes=1e6,
         )
 
     def images(self, count: int) -> TensorSet:
-        """The first of 60,000."""
+        """Random ones."""
         side = self.config.data.image_size
         random = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (60_000, 1, side, side), dtype=torch.uint8, generator=random)
-        labels = torch.arange(60_000) % 10
-        return TensorSet("", "random", 10, images[:count], labels[:count]).to(self.device)
+        images = torch.randint(256, (count, 1, side, side), dtype=torch.uint8, generator=random)
+        return TensorSet("", "random", 10, images, torch.arange(count) % 10).to(self.device)
 
 
 def start(task: Task) -> tuple[Training, object]:
@@ -77,18 +79,35 @@ def start(task: Task) -> tuple[Training, object]:
 
 
 def ours(task: Task) -> Contender:
+    return loop(task, task.images(60_000))
+
+
+def loop(task: Task, images: ImageSet) -> Contender:
+    """train.train_epoch over the first of these images."""
     training, diffusion = start(task)
     config, clock = task.config, Clock(task.device)
     size = config.train.batch_size
-    images = task.images(60_000)
 
     def run(n: int) -> None:
-        few = TensorSet("", "", 10, images.images[: n * size], images.labels[: n * size])
         training.epochs, training.step = Epochs(n * size, size), 0
-        silent = open_log(Path(), 1, silent=True)
+        silent, few = open_log(Path(), 1, silent=True), First(images, n * size)
         train_epoch(training, diffusion, few, config, silent, clock, StopSignal())
 
     return run
+
+
+@dataclass(frozen=True)
+class First:
+    """The first images of a set."""
+
+    images: ImageSet
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, *arguments: object) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.images.batches(*arguments)
 
 
 def bare(task: Task) -> Contender:

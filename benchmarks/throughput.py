@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, sampling
+from benchmarks import measure, sampling, scaling, streaming
 from benchmarks.contenders import CONTENDERS, Task
+from prepare import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +45,8 @@ def main() -> None:
         for row in training(preset, precision, device, flags.quick, results["peaks"][precision])
     ]
     results["memory"] = [] if flags.quick else memory(device)
+    results["parameters"] = parameters("original")
+    results["streaming"] = stream(device, flags.quick)
     results["sampling"] = sample(device, flags.quick)
     results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
     measure.write(flags.out / "throughput.json", results)
@@ -52,6 +55,11 @@ def main() -> None:
         from benchmarks.plot import plot
 
         plot(results, flags.out / "throughput.png")
+
+
+def parameters(preset: str) -> int:
+    model, _ = build(Task(preset, "fp32", torch.device("cpu")).config, "meta")
+    return sum(p.numel() for p in model.parameters())
 
 
 def data_flags(root: str | None) -> list[str]:
@@ -92,6 +100,19 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
             name = " ".join([loop, *flags])
             rows.append({"preset": "original", "precision": precision, "loop": name, "bytes": most})
     return rows
+
+
+def stream(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Images per second at 64 x 64 from a folder of JPEGs and from memory."""
+    print("streaming", file=sys.stderr, flush=True)
+    batches, repeats = (2, 1) if quick else (14, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = streaming.contenders(Path(folder), device, batches)
+        actions = {name: lambda run=run: run(batches) for name, run in runs.items()}
+        times = measure.interleaved(actions, repeats, device)
+        images = batches * Task("mnist", "auto", device).config.train.batch_size
+        rates = {name: measure.spread([images / t for t in times[name]]) for name in times}
+        return rates | {"decoded by one process": streaming.decoding_rate(Path(folder))}
 
 
 def sample(device: torch.device, quick: bool) -> dict[str, Any]:
@@ -138,7 +159,35 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {t['median']:.2f} | {cold} |")
     lines += ["", "| from typing to | seconds |", "|---|---|"]
     lines += [f"| {name} | {t:.1f} |" for name, t in results["start_up"].items()]
+    rates = results["streaming"]
+    lines += [
+        "",
+        f"64 x 64 from a folder: {rates['folder']['median']:.0f} images/s, from memory "
+        f"{rates['memory']['median']:.0f}; one process alone decodes "
+        f"{rates['decoded by one process']:.0f}",
+    ]
+    lines += ["", *memory_table(results["memory"]), "", *parts_table(results["training"])]
+    if any(row["preset"] == "original" for row in results["training"]):
+        lines += ["", *scaling.table(results["training"], results["parameters"])]
     return "\n".join(lines)
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| original, batch 128 | format | peak memory |", "|---|---|---|"]
+    return lines + [
+        f"| {r['loop']} | {r['precision']} | {r['bytes'] / 2**30:.1f} GiB |" for r in rows
+    ]
+
+
+def parts_table(training: list[dict[str, Any]]) -> list[str]:
+    """Where a step of ours goes."""
+    rows = [row for row in training if "parts" in row]
+    names = list(dict.fromkeys(name for row in rows for name in row["parts"]))
+    lines = ["| ms of a step | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in rows:
+        times = [f"{1000 * row['parts'].get(name, 0):.1f}" for name in names]
+        lines.append(f"| {row['preset']} {row['precision']} | {' | '.join(times)} |")
+    return lines
 
 
 if __name__ == "__main__":

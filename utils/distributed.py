@@ -40,6 +40,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def no_bar(self) -> bool | None:
+        """For tqdm's ``disable``: the first rank has a bar where its output is a terminal."""
+        return None if self.first else True
+
+    @property
     def share(self) -> tuple[int, int]:
         """Which of how many parts are this rank's."""
         return self.rank, self.world
@@ -106,6 +111,9 @@ class Ranks:
             raise RankError(f"rank {self.rank} has other {what} than rank 0")
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, until the end of ``with``; alone without torchrun.
@@ -114,7 +122,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     prints. Raises DeviceError where there are fewer, RankError where a rank ends before its time.
     """
     if "RANK" not in os.environ:
-        yield Ranks()
+        yield ALONE
         return
     backend = "gloo"
     if device.type == "cuda":
