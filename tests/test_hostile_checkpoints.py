@@ -317,6 +317,21 @@ def test_whatever_is_named_the_answer_is_one_line(tmp_path, capsys):
         assert str(path) in error
 
 
+def test_a_checkpoint_that_may_not_be_read_is_one_line(real):
+    with folder() as where:
+        for name in ("out", "err", "step_00000020.pt"):
+            (where / name).touch()
+            (where / name).chmod(0o666)
+        where.chmod(0o755)
+        path = where / "step_00000020.pt"
+        path.write_bytes(real.read_bytes())
+        path.chmod(0)
+        ended = run(where, ["--resume", str(path), "--device", "cpu"], "sabotage.be_nobody")
+        assert (ended.code, ended.step) == (2, 0)
+        assert ended.err == f"train.py: error: cannot read {path}: Permission denied\n"
+        count("a checkpoint that may not be read", 1, 1, "one line, exit code 2")
+
+
 def resave(real: Path, path: Path, change) -> Path:
     """A checkpoint with another content and a digest that fits it, as no accident writes one."""
     state = checkpoint.load(real)
