@@ -86,7 +86,7 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
     child_prelude()
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
     script = {"train": train, "sample": sample, "evaluate": evaluate}[name]
-    judge.STEPS, evaluate.GRID = 3, 20
+    judge.STEPS, evaluate.GRID = 10, 20  # seconds, not minutes
     with open(report, "w") as file:
         for argv in cases(script, ckpt, every)[half::2]:
             with folder() as where:
