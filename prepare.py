@@ -44,6 +44,7 @@ CHOICES = {
 }
 COPIES = 4  # of the weights: themselves, gradient, average and momentum
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays, on CUDA
+OPEN = {"num_classes": -1, "image_size": 0}  # as the data set has
 PLAN_FIELDS = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 
 
@@ -70,12 +71,14 @@ def parse(
     state = resumed_state(flags)
     config = Config.from_dict(state["config"]) if state else PRESETS[flags.preset or "mnist"]
     flags.may_substitute = not state and config.data.dataset == "mnist" and "dataset" not in typed
-    flags.replan = bool(typed.keys() & PLAN_FIELDS)
+    if state:  # what the data set decided is decided
+        typed = {name: value for name, value in typed.items() if OPEN.get(name) != value}
     if typed.keys() & {"max_steps", "max_minutes"} and "epochs" not in typed:
         typed["epochs"] = 0
     if "alphas" in typed:
         typed = {"schedule": "manual", "timesteps": len(typed["alphas"]), **typed}
     stored, config = config, config.override(**typed)
+    flags.replan = any(getattr(config.train, n) != getattr(stored.train, n) for n in PLAN_FIELDS)
     if "steps" not in typed:  # a short process has no room for the default
         config = config.override(steps=min(config.sample.steps, config.diffusion.most_steps))
     check(config, typed)
@@ -86,7 +89,7 @@ def parse(
 
 def check(config: Config, typed: dict[str, Any]) -> None:
     """ConfigError for values out of range, and for flags that would have no effect."""
-    config.check()
+    config.check(CHOICES)
     config.check_sampling(typed, options_of(config.sample.sampler))
     c = config.train
     if not (c.epochs or c.max_steps or c.max_minutes):

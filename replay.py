@@ -9,6 +9,7 @@ from config import Config, ConfigError
 from data import ImageSet
 from diffusion import GaussianDiffusion
 from training import Training
+from utils import checkpoint
 from utils.nonfinite import LIMIT, watch
 from utils.seeding import permutation
 
@@ -75,7 +76,9 @@ def stop_if_stuck(
     streak = int(training.streak)
     if streak < LIMIT:
         return
-    first, saved = training.step - streak + 1, training.saved
+    first = training.step - streak + 1
+    before = checkpoint.steps(training.saved.parent) if training.saved else {}
+    saved = next((path for step, path in reversed(before.items()) if step < first), None)
     line = run_step(training, train_step, diffusion, train_set, config, first)
     lower = f"--lr {config.train.lr / 2:g}"
     if saved is None:

@@ -113,9 +113,10 @@ def evaluated(config: Config, train_set: ImageSet, held_out: HeldOut) -> int:
 
 
 def add_by_quarter(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> None:
-    """Add each loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
-    quarter = (t - 1) * 4 // timesteps
-    sums.index_add_(0, quarter, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    """Add each finite loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
+    quarter, finite = (t - 1) * 4 // timesteps, losses.isfinite()
+    rows = torch.stack([losses.where(finite, 0), finite.to(losses.dtype)], dim=1)
+    sums.index_add_(0, quarter, rows)
 
 
 def write_quarters(training: Training, writer: Log, ended: bool) -> None:

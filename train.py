@@ -90,7 +90,11 @@ def train(
         return 0
 
     run = ranks.from_first(
-        lambda: runs.run_of(flags.resume) if state else runs.new_run(flags.run_root)
+        lambda: (
+            runs.run_of(flags.resume)
+            if state and runs.is_in_run(flags.resume)
+            else runs.new_run(flags.run_root)
+        )
     )
     if ranks.first:
         resume.sweep(run)

@@ -84,7 +84,7 @@ def test_checkpointed_activations_save_memory():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(torch.zeros(8, 1, 28, 28), torch.ones(8))
+            output = model(torch.zeros(8, 1, 28, 28), torch.ones(8, dtype=torch.long))
         assert output.requires_grad
         return sum(kept.values())
 
@@ -95,9 +95,9 @@ def test_a_network_that_is_evaluated_checkpoints_nothing(monkeypatch):
     model: UNet = build(SMOKE)[0].eval()
     model.checkpoint_activations = True
     monkeypatch.setattr("models.unet.checkpoint", None)
-    model(torch.zeros(1, 1, 28, 28), torch.ones(1))
+    model(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long))
     with pytest.raises(TypeError):
-        model.train()(torch.zeros(1, 1, 28, 28), torch.ones(1))  # control
+        model.train()(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long))  # control
 
 
 def test_compiling_is_for_long_runs_on_cuda():
