@@ -27,9 +27,10 @@ from diffusion import (
 )
 from models import NORMS, UNet
 from utils import checkpoint
+from utils.devices import tune
 from utils.distributed import ALONE, Ranks
 from utils.images import to_uint8
-from utils.optim import average
+from utils.optim import PowerAverage
 from utils.seeding import image_noise
 
 CHOICES = {
@@ -82,11 +83,14 @@ def build(
     config: Config, path: Path, state: dict[str, Any], device: torch.device
 ) -> tuple[nn.Module, GaussianDiffusion]:
     """The averaged network and the process, as the checkpoint describes them."""
-    model = average(UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay)
+    model = PowerAverage(
+        UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay
+    )
     checkpoint.check_fits(path, "ema", state["ema"], model.state_dict())
     model.load_state_dict(state["ema"])
     diffusion = make_diffusion(**asdict(config.diffusion))
     diffusion.x0_error = known_errors(config, state)
+    tune(device)
     return model.to(device, memory_format=torch.channels_last), diffusion.to(device)
 
 

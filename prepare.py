@@ -26,7 +26,7 @@ from resume import changed_settings, check_replay, resumed_state
 from training import Epochs, Training
 from utils.devices import tune
 from utils.distributed import Ranks
-from utils.optim import DECAYS, OPTIMIZERS, Plan, average
+from utils.optim import DECAYS, OPTIMIZERS, Plan, PowerAverage
 from utils.seeding import mix
 
 CHOICES = {
@@ -173,7 +173,7 @@ def prepare(
             group["initial_lr"] = group["lr"]
     limit = epochs.limit(c)
     plan = None if c.max_minutes else Plan.over(limit, c.warmup_steps, c.decay)
-    ema = average(model, c.ema_power, c.ema_decay)
+    ema = PowerAverage(model, c.ema_power, c.ema_decay)
     training = Training(model, model, ranks, epochs, ema, optimizers, plan, limit)
     training.streak = training.streak.to(device)
     training.by_quarter = training.by_quarter.to(device)

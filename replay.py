@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from config import Config, ConfigError
@@ -37,7 +38,8 @@ def run_step(
     order = permutation(len(train_set), config.train.seed, epoch)
     order = order[done * batch_size : (done + 1) * batch_size]
     x_0, y = next(iter(train_set.batches(order, batch_size, training.ranks.share)))
-    with watch(training.model) as modules:
+    eager = torch.compiler.set_stance("force_eager")  # a compiled network does not see hooks
+    with eager, watch(training.model) as modules:
         loss, norm, _, _ = train_step(training, diffusion, x_0, y, config)
     rate = training.optimizers[-1].param_groups[0]["lr"]
     blame = f"first output that is not finite: {modules[0]}" if modules else "all outputs finite"

@@ -26,15 +26,17 @@ PREVIEW = 20  # images drawn
 
 
 def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: ImageSet) -> None:
-    """Configuration and environment as files and as text, and the network as a graph."""
+    """Configuration and environment as files and as text, and the network as a graph.
+
+    model: the averaged one, since a compiled one cannot be traced.
+    """
     device = next(model.parameters()).device
     environment = {**runs.environment(device), "data": train_set.source}
     runs.write_json(run.logs / "config.json", asdict(config))
     runs.write_json(run.logs / "environment.json", environment)
     add_texts(writer, {**asdict(config), "environment": environment})
     x = torch.zeros(1, *train_set.image_shape, device=device)
-    add_graph(writer, model.eval(), (x, torch.ones(1, dtype=torch.long, device=device)))
-    model.train()
+    add_graph(writer, model, (x, torch.ones(1, dtype=torch.long, device=device)))
 
 
 def describe(config: Config, model: UNet, train_set: ImageSet, device: torch.device) -> str:

@@ -111,7 +111,7 @@ def train(
         if state and ranks.first:
             resume.go_on(training, run, config, flags, state)
         elif ranks.first:
-            report.introduce(run, writer, config, model, train_set)
+            report.introduce(run, writer, config, training.ema.module, train_set)
         while not training.finished and not stop.agreed(ranks):
             ended = train_epoch(training, diffusion, train_set, config, writer, clock, stop)
             if ended and ranks.first:

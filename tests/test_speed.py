@@ -7,6 +7,7 @@ import torch
 from conftest import content_hash
 from faults import run as run_alone
 from test_distributed import SHORT, curve, newest
+from torch import nn
 
 import train
 from config import PRESETS, TrainConfig
@@ -70,6 +71,19 @@ def test_checkpointed_activations_change_no_bit(tmp_path):
         assert run_alone(where, [*SHORT, "--dropout", "0.1", *flags]).code == 0
         hashes.append(content_hash(newest(where)))
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_compiled_network_trains_to_the_same_bits(tmp_path, monkeypatch):
+    """With the compiler that compiles nothing; its graph for TensorBoard included."""
+    monkeypatch.setattr(UNet, "compile", lambda model: nn.Module.compile(model, backend="eager"))
+    hashes = []
+    for flags in (["--compile", "on"], ["--compile", "off"]):
+        where = tmp_path / flags[1]
+        where.mkdir()
+        monkeypatch.chdir(where)
+        assert train.main([*SHORT, *flags]) == 0
+        hashes.append(content_hash(newest(where)))
+    assert hashes[0] == hashes[1]
 
 
 def test_checkpointed_activations_save_memory():
