@@ -55,8 +55,13 @@ def count(fault: str, trials: int, hits: int, outcome: str) -> None:
 
 
 def table() -> list[str]:
-    """All that was noted, as Markdown."""
-    lines = [f"| {fault} | {trials:,} | {hits:,} | {end} |" for fault, trials, hits, end in ROWS]
+    """All that was noted, as Markdown: a row for each fault, whichever tests counted it."""
+    merged: dict[str, tuple[int, int, str]] = {}
+    for fault, trials, hits, end in ROWS:
+        before = merged.get(fault, (0, 0, ""))
+        merged[fault] = (before[0] + trials, before[1] + hits, end)
+    rows = merged.items()
+    lines = [f"| {fault} | {trials:,} | {hits:,} | {end} |" for fault, (trials, hits, end) in rows]
     return ["| fault | trials | hits | outcome |", "|---|---|---|---|", *lines]
 
 

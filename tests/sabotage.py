@@ -3,6 +3,7 @@
 Every function takes one number, and is called before the training starts.
 """
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils import tensorboard
 
+import data.sets
 import train
 from utils import checkpoint, runs
 
@@ -199,6 +201,11 @@ def broken_images(first: int) -> None:
     poison_images(lambda step: step >= first)
 
 
+def broken_images_once(step: int) -> None:
+    """In this step and in no other."""
+    poison_images(lambda now: now == step)
+
+
 def broken_images_twice(first: int) -> None:
     """In this step and the next, and in no other."""
     poison_images(lambda step: step in (first, first + 1))
@@ -240,16 +247,73 @@ def broken_weight(step: int) -> None:
     train.train_step = train_step
 
 
-def sleep_in_save(_: int) -> None:
-    """So that a signal finds the process inside a save."""
+def slow_save(n: int, seconds: float) -> None:
+    """The n-th checkpoint takes this long to write, and says by a file that it began."""
     original = checkpoint.torch.save
 
     def slow(*arguments):
         Path("saving").touch()
-        time.sleep(0.3)
+        time.sleep(seconds)
         return original(*arguments)
 
-    checkpoint.torch.save = slow
+    checkpoint.torch.save = nth(n, original, slow)
+
+
+def sleep_in_save(n: int) -> None:
+    """So that a signal finds the process inside a save."""
+    slow_save(n, 1.0)
+
+
+def hang_in_save(n: int) -> None:
+    """So that only what does not wait for the save ends before it."""
+    slow_save(n, 30.0)
+
+
+def stop_at(step: int) -> None:
+    """SIGTERM comes while this step is under way."""
+    before_step(lambda training: training.step == step and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def stop_once_planned(_: int) -> None:
+    """SIGTERM comes in the first step after the speed is known."""
+    before_step(lambda training: training.plan and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def explode(step: int) -> None:
+    """From this step on the learning rate is absurd."""
+
+    def absurd(training) -> None:
+        if training.step == step:
+            for group in (group for o in training.optimizers for group in o.param_groups):
+                group["initial_lr"] = 1e20
+
+    before_step(absurd)
+
+
+def workers(n: int) -> None:
+    """So many processes read the images."""
+    data.sets.workers = lambda: n
+
+
+def kill_a_worker(step: int) -> None:
+    """One of the processes that read the images dies when this step begins."""
+
+    def kill(training) -> None:
+        if training.step == step:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    before_step(kill)
+
+
+def before_step(action) -> None:
+    """Call action(training) at the beginning of every step."""
+    original = train.train_step
+
+    def train_step(training, *rest):
+        action(training)
+        return original(training, *rest)
+
+    train.train_step = train_step
 
 
 def interrupt_while_opening_data(_: int) -> None:

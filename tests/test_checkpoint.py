@@ -5,12 +5,15 @@ import os
 import pickle
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
+
+FORMAT_1 = "270f1b57f6a962a9bef086822c24430d2843376921ec28b6761c25e5a8ef3970"
 
 
 def state(step: int = 3) -> dict:
@@ -174,3 +177,13 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         (tmp_path / checkpoint.name(step)).write_text("")
     checkpoint.prune(tmp_path, best_step=2, keep=2)
     assert list(checkpoint.steps(tmp_path)) == [2, 4, 5]
+
+
+def test_a_file_of_the_first_format_stays_loadable():
+    """As it was written once, to the bit. A newer format adds a file, and leaves this one."""
+    loaded = checkpoint.load(Path(__file__).with_name("format_1.pt"))
+    assert checkpoint.digest(loaded) == FORMAT_1
+    assert loaded["format_version"] == 1
+    assert (loaded["step"], loaded["best"]["loss"]) == (7, 0.125)
+    loaded["model"]["half"][0] += 1
+    assert checkpoint.digest(loaded) != FORMAT_1  # control

@@ -9,6 +9,8 @@ import time
 import pytest
 from faults import AGAIN, FORK, child_prelude, count, folder, run, two_at_a_time
 
+import evaluate
+import judge
 import sample
 import train
 from config import PRESETS
@@ -27,17 +29,30 @@ OPTIONS = {
         *("--out", "--save", "--sampler", "--steps", "--variance", "--eta", "--guidance"),
         *("--clip", "--overwrite", "--unknown"),
     ],
+    evaluate: [
+        *("--ckpt", "--run-root", "--num", "--seed", "--batch-size", "--device", "--data-root"),
+        *("--samplers", "--only", "--all-terms", "--sampler", "--steps", "--variance", "--eta"),
+        *("--guidance", "--clip", "--unknown"),
+    ],
 }
+HOURS = ("--num", "1000000")  # of evaluate: a wish, and no nonsense
 
 
 def cases(script, ckpt: str, every: int) -> list[list[str]]:
     """An option and a value each; every n-th of all of them."""
     smoke = ["--preset", "smoke", "--device", "cpu", "--dry-run"]
-    draw = ["--ckpt", ckpt, "--device", "cpu", "--num", "2", "--out", "out"]
+    draw = ["--ckpt", ckpt, "--device", "cpu", "--num", "2"]
+    bases = {
+        train: smoke,
+        sample: [*draw, "--out", "out"],
+        evaluate: [*draw, "--only", "scores,held-out"],
+    }
     found = []
     for option in OPTIONS[script]:
         for value in VALUES:
-            base = smoke if script is train else draw
+            if script is evaluate and (option, value) == HOURS:
+                continue
+            base = bases[script]
             if option == "--resume":
                 base = base[2:]
             found.append([*base, option, *([] if value is None else [value])])
@@ -61,7 +76,7 @@ def attempt(script, argv: list[str]) -> str | None:
         return "took long"
     if code == 2 and (len(lines) != 1 or there):
         return f"said {lines} and left {there}"
-    if code not in (0, 2) or (code == 0 and script is train and there):
+    if code not in (0, 2) or (code == 0 and script is not sample and there):
         return f"exit code {code}, {lines}, left {there}"
     return None
 
@@ -70,7 +85,8 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
     """In a process of its own, with a limit on memory, so that a bad value can harm nobody."""
     child_prelude()
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
-    script = {"train": train, "sample": sample}[name]
+    script = {"train": train, "sample": sample, "evaluate": evaluate}[name]
+    judge.STEPS, evaluate.GRID = 3, 20
     with open(report, "w") as file:
         for argv in cases(script, ckpt, every)[half::2]:
             with folder() as where:
@@ -83,7 +99,7 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
 
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["train", "sample"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
 def test_nonsense_is_answered_in_one_line(name, every, tmp_path):
     with folder() as where:
         assert run(where, AGAIN).code == 0

@@ -13,6 +13,7 @@ import torch
 from faults import (
     AGAIN,
     NETWORK,
+    SECONDS,
     SMALL,
     STEPS,
     Process,
@@ -62,7 +63,7 @@ def kill_at_random(seed: int, kills: int = 1) -> int:
         for _ in range(kills):
             process = Process(where, AGAIN)
             begun = max(checkpoints(where), default=0)
-            hit = process.wait_for(draw.randint(begun + 1, STEPS))
+            hit = process.wait_for(draw.randint(min(begun + 1, STEPS), STEPS))
             time.sleep(draw.uniform(0, 0.03))  # anywhere within the step, or the save behind it
             process.kill()
             ended = process.end()
@@ -72,19 +73,19 @@ def kill_at_random(seed: int, kills: int = 1) -> int:
     return hits
 
 
-def killed(trials: int) -> None:
+def killed(trials: int, least: int) -> None:
     hits = sum(two_at_a_time(kill_at_random, trials))
-    assert hits >= 0.9 * trials
+    assert hits >= least
     count("SIGKILL at a random step", trials, hits, "every result equal to the bit")
 
 
 def test_kill_9_at_any_step_changes_nothing():
-    killed(4)
+    killed(10, 9)
 
 
 @pytest.mark.slow
 def test_kill_9_at_any_step_changes_nothing_many_times():
-    killed(220)
+    killed(220, 200)
 
 
 def kill_in_save(seed: int, hook: str) -> None:
@@ -144,7 +145,8 @@ def interrupt(seed: int) -> None:
 
 
 def test_signals_lose_no_step():
-    two_at_a_time(interrupt, 2)
+    two_at_a_time(interrupt, 6)
+    count("SIGTERM or SIGINT at a random step", 6, 6, "0 steps lost, exit code 143 or 130")
 
 
 @pytest.mark.slow
@@ -153,25 +155,46 @@ def test_signals_lose_no_step_many_times():
     count("SIGTERM or SIGINT at a random step", 100, 100, "0 steps lost, exit code 143 or 130")
 
 
-def test_a_second_signal_ends_it_at_once_and_a_signal_in_a_save_waits_for_it():
-    for number, again in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+def in_second_save(where, hook: str) -> Process:
+    """A process that is inside its second save, and will be for a while."""
+    process = Process(where, AGAIN, hook, 2)
+    ends = time.monotonic() + SECONDS
+    while not (where / "saving").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+    return process
+
+
+def test_a_second_signal_ends_it_at_once():
+    """Within a save that would take half a minute, for which the first one waits."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         with folder() as where:
-            process = Process(where, AGAIN, "sabotage.sleep_in_save")
-            assert process.wait_for(2)
-            while not (where / "saving").exists() or not checkpoints(where):
-                time.sleep(0.01)
-            (where / "saving").unlink()
-            while not (where / "saving").exists():
-                time.sleep(0.005)
+            process = in_second_save(where, "sabotage.hang_in_save")
             process.kill(number)
-            if again:
-                time.sleep(0.1)
-                process.kill(number)
+            time.sleep(0.3)
+            assert process.process.is_alive()  # the first alone does not end it
+            process.kill(number)
             began = time.monotonic()
             ended = process.end()
             assert time.monotonic() - began < 5
-            assert ended.code in (-number, 128 + number)
+            if number == signal.SIGINT:
+                assert ended.code == 130
+                assert "interrupted at once" in ended.err
+            else:
+                assert ended.code == -number
+            assert list(checkpoints(where)) == [5]
             verify(where)
+            assert finish(where) == unbroken()
+
+
+def test_a_signal_inside_a_save_waits_for_it():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with folder() as where:
+            process = in_second_save(where, "sabotage.sleep_in_save")
+            process.kill(number)
+            ended = process.end()
+            assert ended.code == 128 + number, ended.err
+            assert newest(where)["step"] == ended.step == 10  # that of the second save
             assert finish(where) == unbroken()
 
 

@@ -21,6 +21,7 @@ import data.datasets
 from data import DATASETS, DataError, DataNotFound, ReadError, download, idx, load
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
+TEST_NAMES = [name.replace("train", "t10k") for name in NAMES]
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
 
 
@@ -38,6 +39,7 @@ def mnist_files(n: int = 20) -> dict[str, bytes]:
 def mnist(monkeypatch, tmp_path):
     """A data root with a small MNIST whose checksums are the pinned ones; no mirror answers."""
     files = mnist_files()
+    files |= dict(zip(TEST_NAMES, files.values(), strict=True))
     known = replace(
         idx.MNIST,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -131,15 +133,27 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *TEST_NAMES])
 def test_damaged_files_are_refused_by_name(mnist, name, kind):
-    path = mnist / "MNIST" / "raw" / name
-    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+    path, part = mnist / "MNIST" / "raw" / name, name in NAMES
+    good = path.read_bytes()
+    path.write_bytes(DAMAGES[kind](good))
     with pytest.raises(DataError, match=name) as error:
-        open_mnist(mnist)
+        load("mnist", str(mnist), 0, part)
     assert not isinstance(error.value, DataNotFound)
     assert "\n" not in str(error.value)
     assert "damaged" in str(error.value)
+    assert len(load("mnist", str(mnist), 0, not part)) == 20  # the other half is untouched
+    path.with_name(f"{name}.gz").write_bytes(gzip.compress(good))
+    assert len(load("mnist", str(mnist), 0, part)) == 20  # the packed one is good
+
+
+@pytest.mark.parametrize("name", [*NAMES, *TEST_NAMES])
+def test_a_missing_file_is_named(mnist, name):
+    (mnist / "MNIST" / "raw" / name).unlink()
+    with pytest.raises(DataNotFound, match=name) as error:
+        load("mnist", str(mnist), 0, name in NAMES)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -157,12 +157,15 @@ def test_eight_processes_download_once(tmp_path):
     count("8 processes download at once", 8, 8, "each file asked for once, all have it")
 
 
-def kill_and_repair(root: Path, seed: int) -> None:
-    """SIGKILL within the download; the next start has the set, and no half file is left."""
+def kill_and_repair(root: Path, seed: int) -> bool:
+    """SIGKILL within the download; the next start has the set, and no half file is left.
+
+    Whether the download was still going on.
+    """
 
     def slowly(handler, content: bytes) -> None:
         answer(handler, content[:100], len(content))
-        time.sleep(0.05)
+        time.sleep(0.3)
         handler.wfile.write(content[100:])
 
     with server(slowly) as (url, asked), server() as (good, _):
@@ -170,7 +173,7 @@ def kill_and_repair(root: Path, seed: int) -> None:
         process.start()
         while not asked:
             time.sleep(0.001)
-        time.sleep(random.Random(seed).uniform(0, 0.15))
+        time.sleep(random.Random(seed).uniform(0, 0.5))  # of 0.6 for two files
         process.kill()
         process.join()
         assert process.exitcode in (-signal.SIGKILL, 0)
@@ -182,12 +185,14 @@ def kill_and_repair(root: Path, seed: int) -> None:
         use(good)
         assert len(load("mnist", str(root), 0)) == 20
         assert not list(root.rglob("*.partial"))
+    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_download_is_repaired(tmp_path, trials):
-    two_at_a_time(lambda i: kill_and_repair(tmp_path / str(i), i), trials)
-    count("SIGKILL in a download", trials, trials, "repaired by the next start")
+    hits = sum(two_at_a_time(lambda i: kill_and_repair(tmp_path / str(i), i), trials))
+    assert hits >= 0.9 * trials
+    count("SIGKILL in a download", trials, hits, "repaired by the next start")
 
 
 def test_offline_is_said_in_two_seconds(tmp_path, monkeypatch):

@@ -71,6 +71,14 @@ def truncate(original: bytes, length: int) -> bytes:
 DAMAGES = {"flip": flip, "block": block}
 
 
+def changed(original: bytes, damage, draw: random.Random) -> bytes:
+    """Damage that is some: zeros over zeros are drawn again."""
+    damaged = original
+    while damaged == original:
+        damaged = damage(original, draw)
+    return damaged
+
+
 def load_damaged(path: str, kind: str, keys: list[int], outcome) -> None:
     """In a process of its own: load each damaged copy; how many were taken, and were not equal."""
     original = Path(path).read_bytes()
@@ -81,7 +89,7 @@ def load_damaged(path: str, kind: str, keys: list[int], outcome) -> None:
             if kind == "truncate":
                 copy.write_bytes(truncate(original, key))
             else:
-                copy.write_bytes(DAMAGES[kind](original, random.Random(key)))
+                copy.write_bytes(changed(original, DAMAGES[kind], random.Random(key)))
             try:
                 equal = checkpoint.digest(checkpoint.load(copy)) == reference
                 outcome[1 if equal else 2] += 1
@@ -309,6 +317,21 @@ def test_whatever_is_named_the_answer_is_one_line(tmp_path, capsys):
         assert str(path) in error
 
 
+def test_a_checkpoint_that_may_not_be_read_is_one_line(real):
+    with folder() as where:
+        for name in ("out", "err", "step_00000020.pt"):
+            (where / name).touch()
+            (where / name).chmod(0o666)
+        where.chmod(0o755)
+        path = where / "step_00000020.pt"
+        path.write_bytes(real.read_bytes())
+        path.chmod(0)
+        ended = run(where, ["--resume", str(path), "--device", "cpu"], "sabotage.be_nobody")
+        assert (ended.code, ended.step) == (2, 0)
+        assert ended.err == f"train.py: error: cannot read {path}: Permission denied\n"
+        count("a checkpoint that may not be read", 1, 1, "one line, exit code 2")
+
+
 def resave(real: Path, path: Path, change) -> Path:
     """A checkpoint with another content and a digest that fits it, as no accident writes one."""
     state = checkpoint.load(real)
@@ -349,18 +372,17 @@ def make_nan(state: dict) -> None:
         (make_nan, ["ema.module.", "is not finite"]),
         (lambda state: state.update(ema=[1]), ["no table of tensors"]),
         (lambda state: state.pop("scheduler"), ["lacks scheduler"]),
-        (lambda state: state["config"]["model"].pop("heads"), ["heads"]),
+        (lambda state: state["config"]["model"].update(colour=1), ["does not fit", "colour"]),
     ],
     ids=["keys", "shape", "type", "nan", "list", "part", "config"],
 )
 def test_what_does_not_fit_is_named(real, tmp_path, capsys, change, words):
     path = resave(real, tmp_path / checkpoint.name(20), change)
-    if "heads" not in words:
-        assert sample.main(["--ckpt", str(path), "--device", "cpu"]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        for word in words:
-            assert word in error
+    assert sample.main(["--ckpt", str(path), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
 
 
 def test_the_untouched_content_is_taken(real, tmp_path):

@@ -1,0 +1,98 @@
+"""Where a resumed run goes on, and what it does with what was there."""
+
+from pathlib import Path
+
+from faults import (
+    AGAIN,
+    NETWORK,
+    SMALL,
+    STEPS,
+    checkpoints,
+    count,
+    folder,
+    leftovers,
+    newest,
+    run,
+)
+
+from utils import checkpoint
+
+HERE = ["--device", "cpu"]
+NEWER = ["--resume", "auto", *HERE]
+
+
+def contents(where: Path) -> dict[Path, bytes]:
+    """Every file below it."""
+    return {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
+
+
+def test_going_back_to_an_older_checkpoint_keeps_the_newer_ones_out_of_the_way():
+    """Otherwise --resume auto would take up the run that was left."""
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "10"]).code == 0
+        old, new = checkpoints(where).values()
+        was = new.read_bytes()
+        back = ["--resume", str(old), "--lr", "1e-3", "--max-steps", str(STEPS), *HERE]
+        ended = run(where, back, "sabotage.stop_at", 7)
+        assert ended.code == 143, ended.err
+        assert list(checkpoints(where)) == [5, 7]
+        assert new.with_name(f"{new.name}.replaced").read_bytes() == was
+        ended = run(where, NEWER)
+        assert ended.code == 0, ended.err
+        assert "Resuming after step 7" in ended.out
+        assert newest(where)["step"] == STEPS
+        assert newest(where)["config"]["train"]["lr"] == 1e-3
+        assert new.with_name(f"{new.name}.replaced").read_bytes() == was
+        count("resumed from an older checkpoint", 1, 1, "the newer one renamed, auto goes on")
+
+
+def test_resuming_the_newest_checkpoint_renames_nothing():
+    """The control of the test above."""
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "10"]).code == 0
+        path = str(checkpoints(where)[10])
+        assert run(where, ["--resume", path, "--max-steps", str(STEPS), *HERE]).code == 0
+        assert not list(where.rglob("*.replaced"))
+
+
+def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_version():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "10"]).code == 0
+        copy = where / "elsewhere" / checkpoint.name(10)
+        copy.parent.mkdir()
+        copy.write_bytes(checkpoints(where)[10].read_bytes())
+        before = contents(copy.parent) | contents(where / "Logs_Checkpoints")
+        ended = run(where, ["--resume", str(copy), "--max-steps", str(STEPS), *HERE])
+        assert ended.code == 0, ended.err
+        assert "Resuming after step 10" in ended.out
+        assert checkpoints(where, version=1)[STEPS]
+        assert list(contents(copy.parent)) == [copy]
+        after = contents(where)
+        assert {path: after[path] for path in before} == before
+        assert not (where / "Inference").exists()
+        assert not leftovers(where)
+
+
+def test_the_same_minutes_again_keep_the_plan():
+    """A scheduler that gives the command again does not begin to count anew."""
+    flags = [*NETWORK, "--max-minutes", "0.1", "--resume", "auto"]
+    with folder() as where:
+        ended = run(where, flags, "sabotage.stop_once_planned")
+        assert ended.code == 143, ended.err
+        plan = newest(where)["scheduler"]
+        assert newest(where)["step"] < plan["total_steps"]
+        ended = run(where, flags)
+        assert ended.code == 0, ended.err
+        assert newest(where)["scheduler"] == plan
+        assert newest(where)["step"] == plan["total_steps"]
+
+
+def test_a_skipped_step_does_not_keep_the_run_from_saving():
+    """Within the epoch as well, where its losses were noted and not yet written."""
+    with folder() as where:
+        flags = [*AGAIN, "--save-minutes", "0"]
+        ended = run(where, flags, "sabotage.broken_images_once", 7)
+        assert ended.code == 0, ended.err
+        assert "not finite, so skipped: step 7" in ended.err
+        assert newest(where)["step"] == STEPS
+        count("NaN in one step, saved in the next", 1, 1, "the step skipped, the run goes on")
