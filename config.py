@@ -42,7 +42,7 @@ class ModelConfig:
     image_channels: int = option(1, "as the data set has", 1, 4, typed=False)
     base_channels: int = option(32, "channels of the finest level", 4, 4096)
     channel_multipliers: tuple[int, ...] = option((1, 2), "width of levels / base channels", 1, 64)
-    blocks_per_level: int = option(1, "residual blocks of a level down, one more up", 1, 64)
+    blocks_per_level: int = option(1, "residual blocks of a level down, one more up", 1, 12)
     attention_levels: tuple[int, ...] = option((1,), "with attention, or none; 0: finest", 0)
     heads: int = option(4, "attention heads", 1, 4096)
     emb_channels: int = option(128, "width of the time and class embedding", 1, 2**16)
@@ -138,12 +138,19 @@ class Config:
             raise ConfigError(f"no section has a field named {', '.join(sorted(values))}")
         return replace(self, **sections)
 
-    def check(self) -> None:
-        """ConfigError for the first value outside its range."""
+    def check(self, choices: Mapping[str, Collection[str]]) -> None:
+        """ConfigError for the first value of a wrong type, outside its range, or no choice."""
         for name in get_type_hints(type(self)):
             section = getattr(self, name)
+            types = get_type_hints(type(section))
             for f in fields(section):
-                check_range(flag(f.name), getattr(section, f.name), **bounds(f.metadata))
+                value = getattr(section, f.name)
+                if not is_of(value, types[f.name]):
+                    raise ConfigError(f"{flag(f.name)} must not be {value!r}")
+                check_range(flag(f.name), value, **bounds(f.metadata))
+                if value not in choices.get(f.name, [value]):
+                    known = ", ".join(sorted(choices[f.name]))
+                    raise ConfigError(f"{flag(f.name)} must be one of {known}, got {value!r}")
 
     def check_sampling(self, typed: Collection[str], own_options: Collection[str]) -> None:
         """ConfigError for too many steps, and for typed options the sampler does not have."""
@@ -154,6 +161,14 @@ class Config:
                 raise ConfigError(f"{flag(name)} has no effect on --sampler {s.sampler}")
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a stored value is what a field of this type holds; a bool is no number."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(is_of(item, get_args(kind)[0]) for item in value)
+    kinds = (int, float) if kind is float else kind
+    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
 
 
 def bounds(metadata: Mapping[str, Any]) -> dict[str, float]:

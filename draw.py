@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from config import Config, Parser, add_options, check_range, flag
 from diffusion import (
+    LOSSES,
+    PREDICTIONS,
     SAMPLERS,
+    SCHEDULES,
     VARIANCES,
     GaussianDiffusion,
     guided,
@@ -22,14 +25,22 @@ from diffusion import (
     make_sampler,
     options_of,
 )
-from models import UNet
+from models import NORMS, UNet
 from utils import checkpoint
+from utils.devices import tune
 from utils.distributed import ALONE, Ranks
 from utils.images import to_uint8
-from utils.optim import average
+from utils.optim import PowerAverage
 from utils.seeding import image_noise
 
-CHOICES = {"sampler": SAMPLERS, "variance": VARIANCES}
+CHOICES = {
+    "norm": NORMS,
+    "schedule": [*SCHEDULES, "manual"],
+    "prediction": PREDICTIONS,
+    "loss": LOSSES,
+    "sampler": SAMPLERS,
+    "variance": VARIANCES,
+}
 
 
 def add_flags(parser: Parser, num: int) -> None:
@@ -63,7 +74,7 @@ def open_checkpoint(flags: Namespace, typed: dict[str, Any]) -> tuple[Config, di
     flags.ckpt = checkpoint.find(flags.ckpt, flags.run_root)
     state = checkpoint.load(flags.ckpt)
     config = Config.from_dict(state["config"]).override(**typed)
-    config.check()
+    config.check(CHOICES)
     config.check_sampling(typed, options_of(config.sample.sampler))
     return config, state
 
@@ -72,11 +83,14 @@ def build(
     config: Config, path: Path, state: dict[str, Any], device: torch.device
 ) -> tuple[nn.Module, GaussianDiffusion]:
     """The averaged network and the process, as the checkpoint describes them."""
-    model = average(UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay)
+    model = PowerAverage(
+        UNet(**asdict(config.model)), config.train.ema_power, config.train.ema_decay
+    )
     checkpoint.check_fits(path, "ema", state["ema"], model.state_dict())
     model.load_state_dict(state["ema"])
     diffusion = make_diffusion(**asdict(config.diffusion))
     diffusion.x0_error = known_errors(config, state)
+    tune(device)
     return model.to(device, memory_format=torch.channels_last), diffusion.to(device)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, ConfigError, Parser, flag
-from data import DataError, ImageSet, load
+from data import DataError, ImageSet, ReadError, load
 from diffusion import (
     DRAWS,
     SAMPLERS,
@@ -59,12 +59,18 @@ class Subject:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: measured, 1: failed to write, 2: bad input."""
+    """Exit code 0: measured, 1: failed on the way, 2: bad input, 130: interrupted."""
     try:
         evaluate(*parse(argv))
     except BAD_INPUT as e:
         print(f"evaluate.py: error: {e}", file=sys.stderr)
         return 2
+    except ReadError as e:
+        print(f"evaluate.py: stopped: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted, nothing was written", file=sys.stderr)
+        return 130
     except OSError as e:
         print(f"evaluate.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
         return 1

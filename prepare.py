@@ -26,7 +26,7 @@ from resume import changed_settings, check_replay, resumed_state
 from training import Epochs, Training
 from utils.devices import tune
 from utils.distributed import Ranks
-from utils.optim import DECAYS, OPTIMIZERS, Plan, average
+from utils.optim import DECAYS, OPTIMIZERS, Plan, PowerAverage
 from utils.seeding import mix
 
 CHOICES = {
@@ -44,6 +44,7 @@ CHOICES = {
 }
 COPIES = 4  # of the weights: themselves, gradient, average and momentum
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays, on CUDA
+OPEN = {"num_classes": -1, "image_size": 0}  # as the data set has
 PLAN_FIELDS = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 
 
@@ -70,12 +71,14 @@ def parse(
     state = resumed_state(flags)
     config = Config.from_dict(state["config"]) if state else PRESETS[flags.preset or "mnist"]
     flags.may_substitute = not state and config.data.dataset == "mnist" and "dataset" not in typed
-    flags.replan = bool(typed.keys() & PLAN_FIELDS)
+    if state:  # what the data set decided is decided
+        typed = {name: value for name, value in typed.items() if OPEN.get(name) != value}
     if typed.keys() & {"max_steps", "max_minutes"} and "epochs" not in typed:
         typed["epochs"] = 0
     if "alphas" in typed:
         typed = {"schedule": "manual", "timesteps": len(typed["alphas"]), **typed}
     stored, config = config, config.override(**typed)
+    flags.replan = any(getattr(config.train, n) != getattr(stored.train, n) for n in PLAN_FIELDS)
     if "steps" not in typed:  # a short process has no room for the default
         config = config.override(steps=min(config.sample.steps, config.diffusion.most_steps))
     check(config, typed)
@@ -86,7 +89,7 @@ def parse(
 
 def check(config: Config, typed: dict[str, Any]) -> None:
     """ConfigError for values out of range, and for flags that would have no effect."""
-    config.check()
+    config.check(CHOICES)
     config.check_sampling(typed, options_of(config.sample.sampler))
     c = config.train
     if not (c.epochs or c.max_steps or c.max_minutes):
@@ -170,7 +173,7 @@ def prepare(
             group["initial_lr"] = group["lr"]
     limit = epochs.limit(c)
     plan = None if c.max_minutes else Plan.over(limit, c.warmup_steps, c.decay)
-    ema = average(model, c.ema_power, c.ema_decay)
+    ema = PowerAverage(model, c.ema_power, c.ema_decay)
     training = Training(model, model, ranks, epochs, ema, optimizers, plan, limit)
     training.streak = training.streak.to(device)
     training.by_quarter = training.by_quarter.to(device)

@@ -16,7 +16,8 @@ from utils import checkpoint
 from utils.content import walk
 
 STEPS, KILL_AFTER = 24, 7
-COMPARED = ("step", "epoch", "model", "ema", "optimizer", "scheduler")
+COMPARED = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
+COMPARED += ("by_quarter",)
 OWN = {"--resume", "--run-root", "--dry-run", "--replay"}
 OWN |= {"--max-minutes", "--max-steps", "--epochs", "--save-minutes"}
 SCRIPT = Path(__file__).with_name("train.py")

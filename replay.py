@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from config import Config, ConfigError
 from data import ImageSet
 from diffusion import GaussianDiffusion
 from training import Training
+from utils import checkpoint
 from utils.nonfinite import LIMIT, watch
 from utils.seeding import permutation
 
@@ -36,7 +38,8 @@ def run_step(
     order = permutation(len(train_set), config.train.seed, epoch)
     order = order[done * batch_size : (done + 1) * batch_size]
     x_0, y = next(iter(train_set.batches(order, batch_size, training.ranks.share)))
-    with watch(training.model) as modules:
+    eager = torch.compiler.set_stance("force_eager")  # a compiled network does not see hooks
+    with eager, watch(training.model) as modules:
         loss, norm, _, _ = train_step(training, diffusion, x_0, y, config)
     rate = training.optimizers[-1].param_groups[0]["lr"]
     blame = f"first output that is not finite: {modules[0]}" if modules else "all outputs finite"
@@ -75,7 +78,9 @@ def stop_if_stuck(
     streak = int(training.streak)
     if streak < LIMIT:
         return
-    first, saved = training.step - streak + 1, training.saved
+    first = training.step - streak + 1
+    before = checkpoint.steps(training.saved.parent) if training.saved else {}
+    saved = next((path for step, path in reversed(before.items()) if step < first), None)
     line = run_step(training, train_step, diffusion, train_set, config, first)
     lower = f"--lr {config.train.lr / 2:g}"
     if saved is None:

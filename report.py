@@ -26,15 +26,17 @@ PREVIEW = 20  # images drawn
 
 
 def introduce(run: Run, writer: Log, config: Config, model: UNet, train_set: ImageSet) -> None:
-    """Configuration and environment as files and as text, and the network as a graph."""
+    """Configuration and environment as files and as text, and the network as a graph.
+
+    model: the averaged one, since a compiled one cannot be traced.
+    """
     device = next(model.parameters()).device
     environment = {**runs.environment(device), "data": train_set.source}
     runs.write_json(run.logs / "config.json", asdict(config))
     runs.write_json(run.logs / "environment.json", environment)
     add_texts(writer, {**asdict(config), "environment": environment})
     x = torch.zeros(1, *train_set.image_shape, device=device)
-    add_graph(writer, model.eval(), (x, torch.ones(1, dtype=torch.long, device=device)))
-    model.train()
+    add_graph(writer, model, (x, torch.ones(1, dtype=torch.long, device=device)))
 
 
 def describe(config: Config, model: UNet, train_set: ImageSet, device: torch.device) -> str:
@@ -113,9 +115,10 @@ def evaluated(config: Config, train_set: ImageSet, held_out: HeldOut) -> int:
 
 
 def add_by_quarter(sums: Tensor, losses: Tensor, t: Tensor, timesteps: int) -> None:
-    """Add each loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
-    quarter = (t - 1) * 4 // timesteps
-    sums.index_add_(0, quarter, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    """Add each finite loss, and 1, to the row of its quarter of 1 ... T; sums (4, 2)."""
+    quarter, finite = (t - 1) * 4 // timesteps, losses.isfinite()
+    rows = torch.stack([losses.where(finite, 0), finite.to(losses.dtype)], dim=1)
+    sums.index_add_(0, quarter, rows)
 
 
 def write_quarters(training: Training, writer: Log, ended: bool) -> None:

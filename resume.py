@@ -21,7 +21,8 @@ HARMLESS |= {f.name for f in fields(SampleConfig)}
 # The weights are worthless, or do not load, with another value.
 FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}
 FIXED |= {"dataset", "image_size", "optimizer", "prediction"}
-SURROUNDINGS = ("torch", "device", "gpu", "threads", "ranks")  # other ones round differently
+# Other ones round differently.
+SURROUNDINGS = ("torch", "device", "gpu", "cpu", "bf16", "threads", "ranks")
 
 
 def resumed_state(flags: Namespace) -> dict[str, Any] | None:
@@ -63,11 +64,14 @@ def changed_settings(path: Path, stored: Config, config: Config) -> list[str]:
 def changed_surroundings(state: dict[str, Any], device: torch.device) -> list[str]:
     """What rounds differently than where the checkpoint was written, a line each."""
     before, now = state.get("environment", {}), runs.environment(device)
-    return [
+    lines = [
         f"{name}: {before[name]} -> {now[name]} (the same to rounding, not to the bit)"
         for name in SURROUNDINGS
         if name in before and before[name] != now[name]
     ]
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        lines.append("kernels of CUDA: the same to rounding, not to the bit")
+    return lines
 
 
 def check_replay(flags: Namespace, state: dict[str, Any] | None) -> None:
@@ -99,7 +103,12 @@ def sweep(run: Run) -> None:
 
 def go_on(training: Any, run: Run, config: Config, flags: Namespace, state: dict[str, Any]) -> None:
     """For the run's one writer: say what changed, record it, put damaged files aside."""
-    checkpoint.set_aside(flags.damaged)
+    checkpoint.set_aside(flags.damaged, "corrupt")
+    found = checkpoint.steps(run.checkpoints)
+    later = [path for step, path in found.items() if step > training.step]
+    checkpoint.set_aside(later, "replaced")
+    for path in later:
+        print(f"{path}: that step is taken anew; kept as {path.name}.replaced", flush=True)
     device = next(training.model.parameters()).device
     print(f"Resuming after step {training.step}", flush=True)
     for line in (*flags.changes, *changed_surroundings(state, device)):

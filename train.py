@@ -90,7 +90,11 @@ def train(
         return 0
 
     run = ranks.from_first(
-        lambda: runs.run_of(flags.resume) if state else runs.new_run(flags.run_root)
+        lambda: (
+            runs.run_of(flags.resume)
+            if state and runs.is_in_run(flags.resume)
+            else runs.new_run(flags.run_root)
+        )
     )
     if ranks.first:
         resume.sweep(run)
@@ -107,7 +111,7 @@ def train(
         if state and ranks.first:
             resume.go_on(training, run, config, flags, state)
         elif ranks.first:
-            report.introduce(run, writer, config, model, train_set)
+            report.introduce(run, writer, config, training.ema.module, train_set)
         while not training.finished and not stop.agreed(ranks):
             ended = train_epoch(training, diffusion, train_set, config, writer, clock, stop)
             if ended and ranks.first:

@@ -1,6 +1,6 @@
 """What throughput.py compares: each is a function n -> None that trains for n steps.
 
-ours      train.train_epoch as it is: data, noise, network, clipping, optimizer, average, log
+ours      train.train_epoch as it is: data, noise, network, clipping, optimizer, PowerAverage, log
 bare      the network alone, forwards and backwards, on one batch that never changes
 plain     our network in a loop without any of the tricks: what one would write first
 diffusers UNet2DModel of the same macro structure in the loop of diffusers' own training example
@@ -30,7 +30,7 @@ from utils.clock import Clock
 from utils.devices import autocast
 from utils.distributed import Ranks
 from utils.logs import open_log
-from utils.optim import average
+from utils.optim import PowerAverage
 from utils.signals import StopSignal
 
 STEPS = 10**6  # of a plan that never ends
@@ -228,7 +228,7 @@ def loader_of(task: Task) -> DataLoader:
 def sampling_network(task: Task) -> nn.Module:
     """The averaged network, as sample.py has it."""
     model, _ = build(task.config)
-    ema = average(model, 13.0, 0.9999)
+    ema = PowerAverage(model, 13.0, 0.9999)
     return ema.to(task.device, memory_format=torch.channels_last)
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from diffusion import GaussianDiffusion
-from utils.optim import Muon
+from utils.optim import Muon, PowerAverage
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +103,7 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
         "clip": (nn.utils, "clip_grad_norm_"),
         "optimizer": (torch.optim.AdamW, "step"),
         "Muon": (Muon, "step"),
-        "average": (torch.optim.swa_utils.AveragedModel, "update_parameters"),
+        "average": (PowerAverage, "update_parameters"),
         "whole step": (train, "train_step"),
     }
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from data.digits import draw_digits
-from data.download import TIMEOUT, one_at_a_time, socket_timeout
+from data.download import TIMEOUT, check_online, one_at_a_time, socket_timeout
 from data.errors import DataError, DataNotFound
 from data.files import Files
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, how_verified, read_set
@@ -28,6 +28,8 @@ def load(
     dataset: str, data_root: str, image_size: int, train: bool = True, download: bool = True
 ) -> ImageSet:
     """Open a set of the registry; image_size 0 is its own. Raises DataError, DataNotFound."""
+    if dataset not in DATASETS:
+        raise DataError(f"no data set {dataset!r}: this release has {', '.join(DATASETS)}")
     opened = DATASETS[dataset](Path(data_root), image_size or STREAM_SIZE, train, download)
     opened = replace(opened, name=dataset)
     return pad(opened, image_size) if isinstance(opened, TensorSet) and image_size else opened
@@ -127,6 +129,7 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
         missing = e
     try:
         if download:
+            check_online([getattr(kind, "url", None) or kind._download_url_prefix])
             with one_at_a_time(root), socket_timeout(TIMEOUT):
                 return kind(root, download=True, **arguments)  # looks at what is there first
     except (OSError, RuntimeError) as e:

@@ -124,8 +124,9 @@ def workers() -> int:
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal, but it is the main one that decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and torchrun's SIGTERM, go to every process, but it is the main one that decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def normalize(images: Tensor) -> Tensor:

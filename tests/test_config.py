@@ -52,7 +52,7 @@ def test_field_names_are_unique_across_sections():
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_a_stored_configuration_rebuilds_itself(config):
-    config.check()
+    config.check({})
     assert Config.from_dict(asdict(config)) == config
     json.dumps(asdict(config))
 
@@ -72,7 +72,7 @@ def test_unknown_fields_are_refused():
 )
 def test_values_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field.replace("_", "-")):
-        Config().override(**{field: value}).check()
+        Config().override(**{field: value}).check({})
 
 
 def parser() -> Parser:
@@ -110,3 +110,19 @@ def test_help_shows_every_flag_with_its_default():
             shown = "--" + f.name.replace("_", "-") in text
             assert shown == (f.name != "image_channels")  # which follows from the data
     assert "[0.002]" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("heads", "x"), ("heads", 4.0), ("clip", 1), ("steps", True), ("lr", "1"), ("alphas", [0.5])],
+)
+def test_a_stored_value_of_another_type_is_one_line(field, value):
+    with pytest.raises(ConfigError, match=f"--{field} must not be"):
+        Config().override(**{field: value}).check({})
+
+
+def test_a_stored_name_that_this_release_lacks_is_one_line():
+    choices = {"sampler": ["ddpm", "ddim"]}
+    Config().check(choices)  # control
+    with pytest.raises(ConfigError, match="--sampler must be one of ddim, ddpm, got 'next'"):
+        Config().override(sampler="next").check(choices)

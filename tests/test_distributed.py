@@ -102,7 +102,7 @@ def test_a_killed_rank_ends_the_job_in_seconds_with_a_clear_line(tmp_path):
 
 def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "1", str(ROOT / "tests" / "ranks.py")]
+    command += ["--nproc-per-node", "2", "--max-restarts", "3", str(ROOT / "tests" / "ranks.py")]
     variables = {"DIE_AT": "7", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [*command, *SHORT, "--resume", "auto"],

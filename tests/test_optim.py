@@ -9,7 +9,7 @@ from torch import nn
 
 from config import ModelConfig
 from models import UNet
-from utils.optim import DECAYS, MATRIX_LR, Muon, Plan, average, muon, orthogonalize
+from utils.optim import DECAYS, MATRIX_LR, Muon, Plan, PowerAverage, muon, orthogonalize
 
 
 def newton_schulz(G: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_short_plans_have_a_positive_rate_at_every_step(decay, total):
 def test_the_average_of_a_ramp_is_the_closed_form():
     """With power g the weight of update k of n is proportional to k^g (Karras et al. 2024)."""
     model, power, n = nn.Linear(1, 1, bias=False), 3.0, 200
-    ema = average(model, power, max_decay=1.0)
+    ema = PowerAverage(model, power, max_decay=1.0)
     for k in range(1, n + 1):
         nn.init.constant_(model.weight, float(k))
         ema.update_parameters(model)
@@ -144,7 +144,7 @@ def test_the_average_of_a_ramp_is_the_closed_form():
 
 def test_no_averaging_follows_the_model():
     model = nn.Linear(1, 1, bias=False)
-    ema = average(model, 13.0, max_decay=0.0)
+    ema = PowerAverage(model, 13.0, max_decay=0.0)
     for k in (1.0, 2.0, 3.0):
         nn.init.constant_(model.weight, k)
         ema.update_parameters(model)
@@ -155,7 +155,7 @@ def test_no_averaging_follows_the_model():
 
 def test_the_cap_bounds_the_length_of_the_average():
     model = nn.Linear(1, 1, bias=False)
-    ema = average(model, 0.0, max_decay=0.5)  # on a ramp, decay d lags by d / (1 - d) = 1
+    ema = PowerAverage(model, 0.0, max_decay=0.5)  # on a ramp, decay d lags by d / (1 - d) = 1
     for k in range(1, 101):
         nn.init.constant_(model.weight, float(k))
         ema.update_parameters(model)

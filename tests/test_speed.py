@@ -7,6 +7,7 @@ import torch
 from conftest import content_hash
 from faults import run as run_alone
 from test_distributed import SHORT, curve, newest
+from torch import nn
 
 import train
 from config import PRESETS, TrainConfig
@@ -72,6 +73,19 @@ def test_checkpointed_activations_change_no_bit(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_a_compiled_network_trains_to_the_same_bits(tmp_path, monkeypatch):
+    """With the compiler that compiles nothing; its graph for TensorBoard included."""
+    monkeypatch.setattr(UNet, "compile", lambda model: nn.Module.compile(model, backend="eager"))
+    hashes = []
+    for flags in (["--compile", "on"], ["--compile", "off"]):
+        where = tmp_path / flags[1]
+        where.mkdir()
+        monkeypatch.chdir(where)
+        assert train.main([*SHORT, *flags]) == 0
+        hashes.append(content_hash(newest(where)))
+    assert hashes[0] == hashes[1]
+
+
 def test_checkpointed_activations_save_memory():
     def saved_bytes(again: bool) -> int:
         """What the forward pass keeps for the backward pass."""
@@ -84,7 +98,7 @@ def test_checkpointed_activations_save_memory():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(torch.zeros(8, 1, 28, 28), torch.ones(8))
+            output = model(torch.zeros(8, 1, 28, 28), torch.ones(8, dtype=torch.long))
         assert output.requires_grad
         return sum(kept.values())
 
@@ -95,9 +109,9 @@ def test_a_network_that_is_evaluated_checkpoints_nothing(monkeypatch):
     model: UNet = build(SMOKE)[0].eval()
     model.checkpoint_activations = True
     monkeypatch.setattr("models.unet.checkpoint", None)
-    model(torch.zeros(1, 1, 28, 28), torch.ones(1))
+    model(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long))
     with pytest.raises(TypeError):
-        model.train()(torch.zeros(1, 1, 28, 28), torch.ones(1))  # control
+        model.train()(torch.zeros(1, 1, 28, 28), torch.ones(1, dtype=torch.long))  # control
 
 
 def test_compiling_is_for_long_runs_on_cuda():

@@ -8,7 +8,7 @@ import errno
 import pickletools
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from utils.files import whole_file
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
 PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
 LARGEST_STRUCTURE = 2**20  # bytes of everything but the tensors; 58 M parameters take 170,000
+MOST_OPCODES = 300_000  # they take half a second
 KINDS = "BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short"
 # All that a checkpoint names. weights_only also knows bytearray, of which 1 kB can ask for 1 GB.
 NAMED = re.compile(
@@ -48,6 +49,10 @@ def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
     try:
         with whole_file(path) as file:
             torch.save({**content, "sha256": digest(content)}, file)
+            file.flush()
+            check_archive(Path(file.name))  # what load would refuse is not to be kept
+    except ValueError as e:
+        raise CheckpointError(f"cannot write {path}: {e}") from e
     except OSError as e:
         raise CheckpointError(f"cannot write {path}: {e.strerror}") from e
     except RuntimeError as e:  # torch hides a full disk behind one of these
@@ -114,7 +119,9 @@ def check_archive(path: Path) -> None:
 
 def check_pickle(pickled: bytes) -> None:
     """ValueError for any class or function that a checkpoint does not need."""
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for n, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if n > MOST_OPCODES:
+            raise ValueError("too much beside the tensors")
         if opcode.name == "PROTO" and argument != 2:
             raise ValueError(f"protocol {argument}")
         if opcode.name == "GLOBAL" and not NAMED.fullmatch(argument):
@@ -173,10 +180,13 @@ def newest_intact(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
     )
 
 
-def set_aside(damaged: list[Path]) -> None:
-    """Keep damaged files out of the way, under another name."""
-    for path in damaged:
-        path.rename(path.with_name(f"{path.name}.corrupt"))
+def set_aside(files: Iterable[Path], why: str) -> None:
+    """Keep files out of the way, under another name that ends in why; nothing is overwritten."""
+    for path in files:
+        aside = path.with_name(f"{path.name}.{why}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}.{why}")
+        path.rename(aside)
 
 
 def find(where: str, root: Path) -> Path:

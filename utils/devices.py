@@ -1,5 +1,8 @@
 """Where to compute, and in which number format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -29,8 +32,18 @@ def tune(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within it, float32 matrices are multiplied as such, also where ``tune`` chose otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def has_bf16(device: torch.device) -> bool:

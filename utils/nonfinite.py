@@ -34,19 +34,6 @@ def skip_if_not_finite(
         optimizer.found_inf = skipped.float()
 
 
-def runs_of_not_finite(steps: list[int], norms: list[float]) -> list[list[int]]:
-    """The steps whose norm is not finite, those in a row together."""
-    runs: list[list[int]] = []
-    for before, step, norm in zip([None, *steps], steps, norms, strict=False):
-        if norm - norm == 0:
-            continue
-        if runs and runs[-1][-1] == before:
-            runs[-1].append(step)
-        else:
-            runs.append([step])
-    return runs
-
-
 @contextmanager
 def watch(model: nn.Module) -> Iterator[list[str]]:
     """The names of the modules whose output was not finite, in the order in which they ran."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from utils.devices import full_float32
+
 # Quintic Newton-Schulz iteration, tuned for steep slope at 0 (Jordan et al. 2024, "Muon").
 A, B, C = 3.4445, -4.7750, 2.0315
 MATRIX_LR = 10.0  # Muon's learning rate in units of AdamW's
@@ -39,7 +41,8 @@ class Muon(torch.optim.Optimizer):
                 grads = [g.where(self.found_inf == 0, buffer) for g, buffer in pairs]
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
-            updates = orthogonalize([g.flatten(1) for g in ahead])
+            with full_float32():
+                updates = orthogonalize([g.flatten(1) for g in ahead])
             if self.found_inf is not None:
                 torch._foreach_mul_(updates, 1 - self.found_inf)
             for p, update in zip(params, updates, strict=True):
@@ -134,7 +137,7 @@ class Plan:
         return DECAYS[self.decay]((step - self.warmup_steps) / falling)
 
 
-def average(model: nn.Module, power: float, max_decay: float) -> AveragedModel:
+class PowerAverage(AveragedModel):
     """The network that is sampled from: a running average of the weights, without gradients.
 
     Power-function average (Karras et al. 2024, Eq. 127): after n updates the decay is
@@ -142,10 +145,15 @@ def average(model: nn.Module, power: float, max_decay: float) -> AveragedModel:
     length grows with the run. max_decay = 0 follows the model without averaging.
     """
 
-    def update(averages: list[Tensor], weights: list[Tensor], _n: Tensor) -> None:
-        n = int(ema.n_averaged)  # the count on the CPU; reading the other waits for the device
-        decay = min(max_decay, (1 - 1 / (n + 1)) ** (power + 1))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+    def __init__(self, model: nn.Module, power: float, max_decay: float) -> None:
+        super().__init__(model)
+        self.power, self.max_decay = power, max_decay
+        self.eval().requires_grad_(False)
 
-    ema = AveragedModel(model, multi_avg_fn=torch.no_grad()(update))
-    return ema.eval().requires_grad_(False)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """As the base class does it, but for its copy of n on the device, which is waited for."""
+        self.n_averaged += 1
+        decay = min(self.max_decay, (1 - 1 / int(self.n_averaged)) ** (self.power + 1))
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)

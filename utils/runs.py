@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from utils.devices import has_bf16
 from utils.files import whole_file
 
 
@@ -70,6 +71,12 @@ def run_at(root: Path, number: int) -> Run:
     return Run(root / "Inference" / name, root / "checkpoints" / name)
 
 
+def is_in_run(checkpoint: Path) -> bool:
+    """Whether this checkpoint file lies in the folder of a run; else it is somebody's copy."""
+    folder = checkpoint.resolve().parent
+    return folder.parent.name == "checkpoints" and bool(re.fullmatch(r"version_\d+", folder.name))
+
+
 def run_of(checkpoint: Path) -> Run:
     """The run that wrote this checkpoint file."""
     folder = checkpoint.resolve().parent
@@ -92,6 +99,8 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "platform": platform.platform(),
         "device": str(device),
         "gpu": gpu,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "bf16": has_bf16(device),
         "threads": torch.get_num_threads(),
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "git": git_revision(),
