@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.utils import tensorboard
 
 import train
-from utils import checkpoint, logs, runs
+from utils import checkpoint, runs
 
 
 def die() -> None:
@@ -138,8 +139,8 @@ def draw_from_a_state(_: int) -> None:
 
 def log_without_purge(_: int) -> None:
     """A control: curves that do not say where they go on."""
-    original = logs.SummaryWriter
-    logs.SummaryWriter = lambda folder, **_: original(folder)
+    original = tensorboard.SummaryWriter
+    tensorboard.SummaryWriter = lambda folder, **_: original(folder)
 
 
 def file_size_limit(limit: int) -> None:
