@@ -1,7 +1,7 @@
 """Ranks for tests/test_distributed.py: as torchrun starts them, but forked, which is faster.
 
 As a script, for the real torchrun: train.py with the small data set, whose last rank kills itself
-once, at the step that $DIE_AT names.
+once, at the step that $DIE_AT names, or with $SLOW takes its time.
 """
 
 import os
@@ -102,6 +102,8 @@ def at_step(step: int, number: int, rank: str) -> None:
 
 if __name__ == "__main__":
     child_prelude()
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if "DIE_AT" in os.environ and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         at_step(int(os.environ["DIE_AT"]), signal.SIGKILL, "1")
+    if "SLOW" in os.environ:
+        slow(0)
     sys.exit(train.main(sys.argv[1:]))

@@ -35,7 +35,7 @@ OPTIONS = {
         *("--guidance", "--clip", "--unknown"),
     ],
 }
-HOURS = ("--num", "1000000")  # of evaluate: a wish, and no nonsense
+HOURS = ("--num", "1000000")  # a wish, and no nonsense
 
 
 def cases(script, ckpt: str, every: int) -> list[list[str]]:
@@ -50,7 +50,7 @@ def cases(script, ckpt: str, every: int) -> list[list[str]]:
     found = []
     for option in OPTIONS[script]:
         for value in VALUES:
-            if script is evaluate and (option, value) == HOURS:
+            if script is not train and (option, value) == HOURS:
                 continue
             base = bases[script]
             if option == "--resume":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from faults import NETWORK, ROOT
+from faults import NETWORK, ROOT, count, result
 from faults import run as run_alone
 from numpy.testing import assert_allclose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -100,21 +100,65 @@ def test_a_killed_rank_ends_the_job_in_seconds_with_a_clear_line(tmp_path):
     assert "Traceback" not in end.err
 
 
-def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
+def torchrun(where: Path, **variables: str) -> subprocess.Popen[str]:
+    """The launcher of two ranks, which it starts again when one dies."""
+    where.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--max-restarts", "3", str(ROOT / "tests" / "ranks.py")]
-    variables = {"DIE_AT": "7", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, *SHORT, "--resume", "auto"],
-        cwd=tmp_path,
-        env=os.environ | variables,
-        capture_output=True,
+    return subprocess.Popen(
+        [*command, *SHORT, "--resume", "auto", "--save-minutes", "0"],
+        cwd=where,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    assert result.returncode == 0, result.stderr
-    assert "Resuming after step 4" in result.stdout
-    assert curve(tmp_path).shape == (12,)
+
+
+def survive_death(where: Path, step: int) -> bool:
+    """Whether a rank died at this step; it must not show in the curve."""
+    launcher = torchrun(where, DIE_AT=str(step))
+    out, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    assert curve(where).shape == (12,)
+    return f"Resuming after step {step - 1}" in out
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
+    assert survive_death(tmp_path, 7)
+
+
+@pytest.mark.slow
+def test_a_rank_may_die_at_any_step(tmp_path):
+    """Two addends have one sum: so with two ranks the result is the same to the bit."""
+    whole = tmp_path / "whole"
+    launcher = torchrun(whole)
+    launcher.communicate(timeout=120)
+    hits = 0
+    for step in range(2, 12):
+        hits += survive_death(tmp_path / str(step), step)
+        assert result(tmp_path / str(step)) == result(whole)
+    assert hits == 10
+    count("SIGKILL of one of two ranks under torchrun", 10, hits, "equal to the bit")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path):
+    launcher = torchrun(tmp_path, SLOW="1")
+    folder, ends = tmp_path / "Logs_Checkpoints/checkpoints/version_0", time.monotonic() + 60
+    while max(checkpoint.steps(folder), default=0) < 3 and time.monotonic() < ends:
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    out, _ = launcher.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert "Interrupted after step" in out
+    assert 3 <= newest(tmp_path)["step"] < 12
+    whole = torchrun(tmp_path / "whole"), torchrun(tmp_path)
+    for launcher in whole:
+        launcher.communicate(timeout=120)
+    assert result(tmp_path) == result(tmp_path / "whole")
+    count("SIGTERM to torchrun", 1, 1, "all ranks stop, equal to the bit")
 
 
 def test_ranks_agree_on_the_plan_of_their_minutes(tmp_path):
