@@ -70,10 +70,8 @@ def sample(
     own = own_images(flags.num, ranks)
     y = class_labels(flags, config.model.num_classes)
     folder = flags.out or default_folder(flags, config, state["step"])
-    for path in outputs(folder, flags):
-        if path.exists() and not flags.overwrite:
-            raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
     model, diffusion = build(config, flags.ckpt, state, device)
+    make_folder(folder, flags)
 
     batches = []
     with tqdm(total=len(own) * config.sample.steps, unit="step", disable=ranks.no_bar) as bar:
@@ -81,7 +79,6 @@ def sample(
             batches.append(draw(model, diffusion, config, flags, indices, y, bar))
     frames = [ranks.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
     if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
         write(frames, y, folder, flags.save)
     return outputs(folder, flags)
 
@@ -128,6 +125,17 @@ def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]
             arrays["arr_1"] = y.numpy()
         with whole_file(folder / "samples.npz") as file:
             np.savez_compressed(file, **arrays)
+
+
+def make_folder(folder: Path, flags: Namespace) -> None:
+    """Before anything is drawn. ConfigError where it cannot be, or where files are in the way."""
+    try:
+        for path in outputs(folder, flags):
+            if path.exists() and not flags.overwrite:
+                raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
 
 
 def outputs(folder: Path, flags: Namespace) -> list[Path]:
