@@ -71,7 +71,7 @@ def sample(
     y = class_labels(flags, config.model.num_classes)
     folder = flags.out or default_folder(flags, config, state["step"])
     model, diffusion = build(config, flags.ckpt, state, device)
-    make_folder(folder, flags)
+    try_folder(folder, flags)
 
     batches = []
     with tqdm(total=len(own) * config.sample.steps, unit="step", disable=ranks.no_bar) as bar:
@@ -79,6 +79,7 @@ def sample(
             batches.append(draw(model, diffusion, config, flags, indices, y, bar))
     frames = [ranks.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
     if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
         write(frames, y, folder, flags.save)
     return outputs(folder, flags)
 
@@ -127,13 +128,15 @@ def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]
             np.savez_compressed(file, **arrays)
 
 
-def make_folder(folder: Path, flags: Namespace) -> None:
+def try_folder(folder: Path, flags: Namespace) -> None:
     """Before anything is drawn. ConfigError where it cannot be, or where files are in the way."""
     try:
         for path in outputs(folder, flags):
             if path.exists() and not flags.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
     except OSError as e:
         raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
 
