@@ -301,6 +301,7 @@ def kill_a_worker(step: int) -> None:
     def kill(training) -> None:
         if training.step == step:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(0.3)  # so that its death is noticed within the step, not while waiting
 
     before_step(kill)
 
