@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import report
 import resume
 from config import Config, ConfigError, TrainConfig
-from data import DataError, ImageSet, ReadError
+from data import DataError, ImageSet, ReadError, deaths_of_workers
 from diffusion import GaussianDiffusion, HeldOut
 from prepare import build, open_data, parse, prepare
 from prove import prove
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.prove_resume:
             return prove(sys.argv[1:] if argv is None else argv)
         device = pick_device(flags.device)
-        with steady_output(), joined(device) as ranks:
+        with steady_output(), deaths_of_workers(), joined(device) as ranks:
             return train(config, flags, state, Clock(device), ranks)
     except BAD_INPUT as e:
         print(f"train.py: error: {e}", file=sys.stderr)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -115,6 +116,20 @@ def parts(indices: Tensor, batch_size: int, share: Share) -> list[Tensor]:
     """Of every batch the part that belongs to this rank; the first ranks have the larger ones."""
     rank, world = share
     return [batch.tensor_split(world)[rank] for batch in indices.split(batch_size)]
+
+
+@contextmanager
+def deaths_of_workers() -> Iterator[None]:
+    """Within it the death of a worker process is a ReadError, wherever the program then is.
+
+    torch tells of it from a signal handler, in the middle of whatever is being computed.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if not str(e).startswith("DataLoader worker"):
+            raise
+        raise ReadError(f"cannot read images: {str(e).strip().splitlines()[0]}") from e
 
 
 def workers() -> int:
