@@ -173,7 +173,7 @@ def kill_and_repair(root: Path, seed: int) -> bool:
         process.start()
         while not asked:
             time.sleep(0.001)
-        time.sleep(random.Random(seed).uniform(0, 0.5))  # of 0.6 for two files
+        time.sleep(random.Random(seed).uniform(0, 0.2))  # of 0.3, which the larger file takes
         process.kill()
         process.join()
         assert process.exitcode in (-signal.SIGKILL, 0)

@@ -68,6 +68,7 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        size = path.stat().st_size
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
@@ -79,7 +80,7 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
             f"{path} has format version {content.get('format_version')}, this program reads "
             f"version {FORMAT_VERSION}: use the release that wrote it"
         )
-    if not is_intact(content, 4 * path.stat().st_size):
+    if not is_intact(content, 4 * size):
         raise DamagedError(f"{path} is damaged: its content does not match its SHA-256")
     if missing := [part for part in parts if part not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")

@@ -15,6 +15,7 @@ from typing import TextIO, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.devices import DeviceError
@@ -129,8 +130,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         take_own_gpu(device)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-        ranks = Ranks(dist.get_rank(), dist.get_world_size())
+        ranks = connect(backend)
         with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
             yield ranks
         gc.collect()  # what is left of a wrapped network would abort the end of the process
@@ -143,6 +143,18 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             f"another rank is gone, so rank {os.environ['RANK']} cannot go on ({reason}); "
             "start again with --resume auto"
         ) from e
+
+
+def connect(backend: str) -> Ranks:
+    """Find the other ranks.
+
+    A restarted job finds the store of the one before, and in it the addresses of ranks that died:
+    hence a prefix for each start.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    own = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=TIMEOUT)
+    return Ranks(rank, world)
 
 
 def take_own_gpu(device: torch.device) -> None:
