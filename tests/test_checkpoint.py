@@ -172,11 +172,12 @@ def test_names_find_the_newest(tmp_path):
     assert checkpoint.find(str(expected), tmp_path) == expected
 
 
-def test_pruning_keeps_the_newest_and_the_best(tmp_path):
-    for step in (1, 2, 3, 4, 5):
+@pytest.mark.parametrize("keep", [2, 3, 5])
+def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep):
+    for step in range(1, 9):
         (tmp_path / checkpoint.name(step)).write_text("")
-    checkpoint.prune(tmp_path, best_step=2, keep=2)
-    assert list(checkpoint.steps(tmp_path)) == [2, 4, 5]
+    checkpoint.prune(tmp_path, best_step=2, keep=keep)
+    assert list(checkpoint.steps(tmp_path)) == [2, *range(9 - keep, 9)]
 
 
 def test_a_file_of_the_first_format_stays_loadable():

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sabotage
 import torch
 from faults import (
     AGAIN,
@@ -72,6 +73,7 @@ def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(hook, argument, ca
         assert not leftovers(where)
         assert run(where, AGAIN).code == 0  # there is room again
         assert newest(where)["step"] == STEPS
+        assert events(where) == list(range(1, STEPS + 1))  # the curves can still be read
         count(f"a full disk: {cause}", 1, 1, "one line, exit code 1, earlier checkpoints intact")
 
 
@@ -104,6 +106,26 @@ def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
         one_line(ended.err, "cannot make a run folder", "Permission denied")
         where.chmod(0o755)
         count("a folder that may not be written", 1, 1, "one line, exit code 2, before any work")
+
+
+def prune_as_nobody(where: str) -> None:
+    sabotage.be_nobody(0)
+    checkpoint.prune(Path(where), best_step=None, keep=2)
+
+
+def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
+    with folder() as where:
+        where.chmod(0o755)
+        for step in range(1, 6):
+            (where / checkpoint.name(step)).write_bytes(b"")
+        process = FORK.Process(target=prune_as_nobody, args=(str(where),))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        assert list(checkpoint.steps(where)) == [1, 2, 3, 4, 5]
+        checkpoint.prune(where, best_step=None, keep=2)
+        assert list(checkpoint.steps(where)) == [4, 5]  # control
+        count("a checkpoint that cannot be deleted", 1, 1, "it stays, the run goes on")
 
 
 def test_a_run_has_one_writer():
