@@ -1,15 +1,16 @@
 """What throughput.py compares: each is a function n -> None that trains for n steps.
 
-ours      train.train_epoch as it is: data, noise, network, clipping, optimizer, PowerAverage, log
-bare      the network alone, forwards and backwards, on one batch that never changes
-plain     our network in a loop without any of the tricks: what one would write first
-diffusers UNet2DModel of the same macro structure in the loop of diffusers' own training example
+ours          train.train_epoch as it is: data, noise, network, clipping, optimizer, average, log
+checkpointed  the same with --checkpoint-activations
+bare          the network alone, forwards and backwards, on one batch that never changes
+plain         our network in a loop without any of the tricks: what one would write first
+diffusers     UNet2DModel of the same macro structure, the loop of diffusers' training example
 """
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,6 +83,10 @@ def ours(task: Task) -> Contender:
     return loop(task, task.images(60_000))
 
 
+def checkpointed(task: Task) -> Contender:
+    return ours(replace(task, checkpoint_activations=True))
+
+
 def loop(task: Task, images: ImageSet) -> Contender:
     """train.train_epoch over the first of these images."""
     training, diffusion = start(task)
@@ -129,10 +134,11 @@ def bare(task: Task) -> Contender:
 
 
 def plain(task: Task) -> Contender:
-    """Contiguous weights, fused attention, a DataLoader, Python loops, a loss read every step."""
+    """NCHW memory, fused attention, a DataLoader, Python loops, a loss read every step."""
     _, diffusion = start(task)
     model, _ = build(task.config)
     model = model.to(task.device, memory_format=torch.contiguous_format)
+    model.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-4, foreach=False)
     ema = deepcopy(model)
     loader = loader_of(task)
@@ -234,6 +240,7 @@ def sampling_network(task: Task) -> nn.Module:
 
 CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     "ours": ours,
+    "checkpointed": checkpointed,
     "bare": bare,
     "plain": plain,
     "diffusers": diffusers,

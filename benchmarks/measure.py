@@ -158,6 +158,7 @@ def start_up(device: str, data: list[str]) -> dict[str, float]:
         script = [sys.executable, str(ROOT / "train.py"), *flags, *data]
         output([*script, "--max-steps", "2", "--steps", "2"], where)
         draw = [sys.executable, str(ROOT / "sample.py"), "--ckpt", "latest", "--num", "64", *flags]
+        draw += ["--steps", "20"]  # the default, but not that of the short run above
         actions = {
             "first step": lambda: output([sys.executable, "-c", first_step, *flags, *data], where),
             "first grid": lambda: output([*draw, "--overwrite"], where),

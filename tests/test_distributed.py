@@ -57,6 +57,12 @@ def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
     assert out.count("Done after step 12") == 1  # the first rank alone prints
 
 
+def test_ranks_may_take_their_parts_in_several_passes(alone, tmp_path):
+    """Also where the ranks have a different number of them, in the last batch of one image."""
+    assert [end.code for end in ranks.run(tmp_path, 2, [*SHORT, "--grad-accum", "3"])] == [0, 0]
+    assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
+
+
 def test_the_curve_tells_whose_noise_is_whose(alone, tmp_path):
     """The control of the test above."""
     assert [end.code for end in ranks.run(tmp_path, 2, SHORT, "ranks.same_noise")] == [0, 0]
