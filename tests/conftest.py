@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from pathlib import Path
 
 import faults
@@ -10,6 +11,9 @@ import torch
 
 import data.datasets
 from data.digits import draw_digits
+
+# A shell's background jobs, as CI's may be, ignore Ctrl-C, and all that is started here would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
