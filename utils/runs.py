@@ -100,7 +100,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "device": str(device),
         "gpu": gpu,
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "bf16": has_bf16(device),
+        "bf16": "yes" if has_bf16(device) else "no",
         "threads": torch.get_num_threads(),
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "git": git_revision(),
