@@ -80,10 +80,12 @@ def start(task: Task) -> tuple[Training, object]:
 
 
 def ours(task: Task) -> Contender:
+    """train.train_epoch as it is."""
     return loop(task, task.images(60_000))
 
 
 def checkpointed(task: Task) -> Contender:
+    """Ours, with checkpointed activations."""
     return ours(replace(task, checkpoint_activations=True))
 
 
@@ -116,6 +118,7 @@ class First:
 
 
 def bare(task: Task) -> Contender:
+    """The network alone, forwards and backwards."""
     training, _ = start(task)
     config, model = task.config, training.network
     size, side = config.train.batch_size, config.data.image_size

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -188,5 +189,6 @@ def hardware(device: torch.device) -> dict[str, str | int]:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
+    """Write the results as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")

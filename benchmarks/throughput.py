@@ -26,6 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
+    """Measure, print the table, write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="see that it works; numbers are rough")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
@@ -58,6 +59,7 @@ def main() -> None:
 
 
 def parameters(preset: str) -> int:
+    """Of a preset's network."""
     model, _ = build(Task(preset, "fp32", torch.device("cpu")).config, "meta")
     return sum(p.numel() for p in model.parameters())
 
