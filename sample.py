@@ -71,7 +71,9 @@ def sample(
     y = class_labels(flags, config.model.num_classes)
     folder = flags.out or default_folder(flags, config, state["step"])
     model, diffusion = build(config, flags.ckpt, state, device)
-    try_folder(folder, flags)
+    check_absent(folder, flags)
+    if ranks.first:
+        try_folder(folder)
 
     batches = []
     with tqdm(total=len(own) * config.sample.steps, unit="step", disable=ranks.no_bar) as bar:
@@ -128,12 +130,19 @@ def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]
             np.savez_compressed(file, **arrays)
 
 
-def try_folder(folder: Path, flags: Namespace) -> None:
-    """Before anything is drawn. ConfigError where it cannot be, or where files are in the way."""
+def check_absent(folder: Path, flags: Namespace) -> None:
+    """Before anything is drawn. ConfigError where files are in the way."""
     try:
         for path in outputs(folder, flags):
             if path.exists() and not flags.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
+    except OSError as e:
+        raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
+
+
+def try_folder(folder: Path) -> None:
+    """Before anything is drawn. ConfigError where the folder cannot be."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
