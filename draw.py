@@ -1,9 +1,10 @@
 """From a checkpoint to images: what sample.py and evaluate.py have in common."""
 
 import math
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config, Parser, add_options, check_range, flag
+from config import Config, ConfigError, Parser, add_options, check_range, flag
+from data import DataError, ReadError
 from diffusion import (
     LOSSES,
     PREDICTIONS,
@@ -27,8 +29,9 @@ from diffusion import (
 )
 from models import NORMS, UNet
 from utils import checkpoint
-from utils.devices import tune
-from utils.distributed import ALONE, Ranks
+from utils.checkpoint import CheckpointError
+from utils.devices import DeviceError, tune
+from utils.distributed import ALONE, RankError, Ranks
 from utils.images import to_uint8
 from utils.optim import PowerAverage
 from utils.seeding import image_noise
@@ -41,6 +44,28 @@ CHOICES = {
     "sampler": SAMPLERS,
     "variance": VARIANCES,
 }
+
+
+BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)
+
+
+def exit_code(program: str, work: Callable[[], None]) -> int:
+    """Do it. Exit code 0: done, 1: failed on the way, 2: bad input, 130: interrupted."""
+    try:
+        work()
+    except BAD_INPUT as e:
+        print(f"{program}: error: {e}", file=sys.stderr)
+        return 2
+    except (RankError, ReadError) as e:
+        print(f"{program}: stopped: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        print(f"{program}: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted, nothing half-written", file=sys.stderr)
+        return 130
+    return 0
 
 
 def add_flags(parser: Parser, num: int) -> None:

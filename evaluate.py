@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, ConfigError, Parser, flag
-from data import DataError, ImageSet, ReadError, load
+from data import DataError, ImageSet, load
 from diffusion import (
     DRAWS,
     SAMPLERS,
@@ -29,15 +29,22 @@ from diffusion import (
     last_variances,
     x0_errors,
 )
-from draw import add_flags, asked_classes, build, draw_samples, open_checkpoint, parse_flags
+from draw import (
+    add_flags,
+    asked_classes,
+    build,
+    draw_samples,
+    exit_code,
+    open_checkpoint,
+    parse_flags,
+)
 from judge import Photos, judge_of, normalize
-from scores import Read, class_shares, memorisation, part_of, reasons, score
+from scores import Read, Row, class_shares, memorisation, part_of, reasons, score
 from utils import images, runs
-from utils.checkpoint import CheckpointError
-from utils.devices import DeviceError, pick_device
+from utils.devices import pick_device
+from utils.distributed import Ranks, joined
 from utils.tables import table
 
-BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)
 SECTIONS = ("scores", "memory", "held-out", "bits")
 MOST = 60_000  # real images held in memory
 GRID, BANDS = 5_000, 10  # points of the held-out loss, bands of t
@@ -60,40 +67,43 @@ class Subject:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: measured, 1: failed on the way, 2: bad input, 130: interrupted."""
-    try:
-        evaluate(*parse(argv))
-    except BAD_INPUT as e:
-        print(f"evaluate.py: error: {e}", file=sys.stderr)
-        return 2
-    except ReadError as e:
-        print(f"evaluate.py: stopped: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    except OSError as e:
-        print(f"evaluate.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
-        return 1
-    return 0
+
+    def work() -> None:
+        config, flags, state = parse(argv)
+        device = pick_device(flags.device)
+        with joined(device) as ranks:
+            evaluate(config, flags, state, device, ranks)
+
+    return exit_code("evaluate.py", work)
 
 
-def evaluate(config: Config, flags: Namespace, state: dict[str, Any]) -> None:
-    """Measure what was asked for; print it, and write metrics.json beside the run's logs."""
-    device = pick_device(flags.device)
+def evaluate(
+    config: Config, flags: Namespace, state: dict[str, Any], device: torch.device, ranks: Ranks
+) -> None:
+    """Measure what was asked for; print it, and write metrics.json beside the run's logs.
+
+    Each rank draws its part of the samples; the first one does all the rest.
+    """
     train_set, test_set = open_data(config, state)
     model, diffusion = build(config, flags.ckpt, state, device)
     train, test = (Photos.of(part.to(device), MOST) for part in (train_set, test_set))
     subject = Subject(model, diffusion, config, flags, train, test)
-    logs = runs.run_of(flags.ckpt).logs
-    logs.mkdir(parents=True, exist_ok=True)
     print(f"{flags.ckpt}: step {state['step']}; data: {train_set.source}", flush=True)
     if diffusion.x0_error is None:
         measure_errors(subject)
+    judged = {"scores", "memory"} & set(flags.only)
+    drawn = draw_all(subject, ranks) if judged and train_set.num_classes > 1 else {}
+    if not ranks.first:
+        return
 
+    logs = runs.run_of(flags.ckpt).logs
+    logs.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"checkpoint": str(flags.ckpt), "step": state["step"]}
     found |= {"num": flags.num, "seed": flags.seed, "sample": asdict(config.sample)}
-    if {"scores", "memory"} & set(flags.only):
-        found |= judge_samples(subject, train_set, logs)
+    if drawn:
+        found |= judge_samples(subject, drawn, train_set, logs)
+    elif judged:
+        print(f"no scores, no memorisation: {train_set.name} has no classes to train a judge on")
     if "held-out" in flags.only:
         found["held_out"] = held_out(subject)
     if "bits" in flags.only:
@@ -114,25 +124,34 @@ def open_data(config: Config, state: dict[str, Any]) -> list[ImageSet]:
 # Samples.
 
 
-def judge_samples(subject: Subject, train_set: ImageSet, logs: Path) -> dict[str, Any]:
+def draw_all(subject: Subject, ranks: Ranks) -> dict[str, tuple[Photos, Row]]:
+    """The samples of every sampler with the classes they were asked for, and what they cost."""
+    flags, drawn = subject.flags, {}
+    conditional = subject.config.model.num_classes > 0
+    y = asked_classes(subject.train.labels, flags.num) if conditional else None
+    for name, config in flags.samplers.items():
+        print(f"drawing {flags.num} images: {name}", flush=True)
+        x, cost = draw_samples(subject.model, subject.diffusion, config, flags, y, ranks)
+        labels = torch.zeros(len(x)) if y is None else y[: len(x)]
+        drawn[name] = Photos(x, labels).to(subject.train.images.device), cost
+    return drawn
+
+
+def judge_samples(
+    subject: Subject, drawn: dict[str, tuple[Photos, Row]], train_set: ImageSet, logs: Path
+) -> dict[str, Any]:
     """The scores of samples beside the floors, and how near they are to the training images."""
     flags, classes = subject.flags, train_set.num_classes
-    if classes < 2:
-        print(f"no scores, no memorisation: {train_set.name} has no classes to train a judge on")
-        return {}
     name = f"{train_set.name}_{subject.config.data.image_size}_{train_set.fingerprint[:16]}.pt"
     path = logs.parent.parent / "classifiers" / name
     judge = judge_of(subject.train, subject.test, classes, path)
     print(f"classifier: {100 * judge.accuracy:.2f} % of the test set; {judge.source}", flush=True)
     train, test = (Read.by(judge, photos) for photos in (subject.train, subject.test))
     conditional = subject.config.model.num_classes > 0
-    y = asked_classes(subject.train.labels, flags.num) if conditional else None
-    reads, rows = {}, {}
-    for name, config in flags.samplers.items():
-        print(f"drawing {flags.num} images: {name}", flush=True)
-        x, rows[name] = draw_samples(subject.model, subject.diffusion, config, flags, y)
-        reads[name] = Read.by(judge, Photos(x, torch.zeros(len(x)) if y is None else y))
-        rows[name] |= score(reads[name], train, conditional)
+    reads = {name: Read.by(judge, photos) for name, (photos, _) in drawn.items()}
+    rows = {
+        name: cost | score(reads[name], train, conditional) for name, (_, cost) in drawn.items()
+    }
     found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
     samples = next(iter(reads.values()))
     if "scores" in flags.only:

@@ -37,6 +37,9 @@ class Photos:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> "Photos":
+        return Photos(self.images.to(device), self.labels.to(device))
+
     def __getitem__(self, index: Tensor | slice) -> "Photos":
         return Photos(self.images[index], self.labels[index])
 

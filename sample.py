@@ -20,14 +20,21 @@ from tqdm import tqdm
 
 from config import Config, ConfigError, Parser
 from diffusion import GaussianDiffusion
-from draw import add_flags, build, known_errors, open_checkpoint, own_images, parse_flags, states
+from draw import (
+    add_flags,
+    build,
+    exit_code,
+    known_errors,
+    open_checkpoint,
+    own_images,
+    parse_flags,
+    states,
+)
 from utils import images, runs
-from utils.checkpoint import CheckpointError
-from utils.devices import DeviceError, pick_device
-from utils.distributed import RankError, Ranks, joined
+from utils.devices import pick_device
+from utils.distributed import Ranks, joined
 from utils.files import whole_file
 
-BAD_INPUT = (ConfigError, CheckpointError, DeviceError)
 KINDS = ("grid", "png", "gif", "npz")
 FRAMES = 100  # of an animation, at most
 NUM = 100  # images
@@ -35,25 +42,15 @@ NUM = 100  # images
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: drawn, 1: failed to write, 2: bad input, 130: interrupted."""
-    try:
+
+    def work() -> None:
         config, flags, state = parse(argv)
         device = pick_device(flags.device)
         with joined(device) as ranks:
             for path in sample(config, flags, state, device, ranks):
                 print(path)
-    except BAD_INPUT as e:
-        print(f"sample.py: error: {e}", file=sys.stderr)
-        return 2
-    except RankError as e:
-        print(f"sample.py: stopped: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"sample.py: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("sample.py: interrupted, nothing half-written", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code("sample.py", work)
 
 
 def sample(

@@ -9,14 +9,17 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
 
 import data.datasets
+import judge
 import train
-from sample import main as sample_main
 from utils.distributed import Ranks
+
+Main = Callable[[list[str]], int]
 
 
 def start(where: Path, world: int, argv: list[str], hook: str = "") -> list[Process]:
@@ -31,11 +34,11 @@ def run(where: Path, world: int, argv: list[str], hook: str = "") -> list[Ended]
     return [process.end() for process in start(where, world, argv, hook)]
 
 
-def sample(world: int, argv: list[str]) -> list[int | None]:
-    """The exit codes of sample.main(argv) on so many ranks."""
+def script(world: int, main: Main, argv: list[str]) -> list[int | None]:
+    """The exit codes of a script's main(argv) on so many ranks."""
     port = free_port()
     processes = [
-        FORK.Process(target=sample_child, args=(environment(rank, world, port), argv))
+        FORK.Process(target=script_child, args=(environment(rank, world, port), main, argv))
         for rank in range(world)
     ]
     for process in processes:
@@ -46,10 +49,11 @@ def sample(world: int, argv: list[str]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def sample_child(variables: dict[str, str], argv: list[str]) -> None:
+def script_child(variables: dict[str, str], main: Main, argv: list[str]) -> None:
     os.environ.update(variables)
     child_prelude()
-    sys.exit(sample_main(argv))
+    judge.STEPS = 20  # seconds, not minutes
+    sys.exit(main(argv))
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:

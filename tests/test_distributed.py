@@ -1,6 +1,8 @@
 """Several ranks: the same training as one to rounding, whatever their number, and nothing lost."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from faults import run as run_alone
 from numpy.testing import assert_allclose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
+import sample
 from data.sets import parts
 from training import Epochs
 from utils import checkpoint
@@ -185,13 +189,27 @@ def test_sampling_on_any_number_of_ranks_draws_the_same_images(alone, tmp_path, 
     for world, seed in ((1, 0), (2, 0), (3, 0), (2, 1)):
         argv = ["--ckpt", "latest", "--run-root", str(alone / "Logs_Checkpoints"), "--save", "npz"]
         argv += ["--num", "7", "--batch-size", "2", "--out", f"{world}_{seed}", "--device", "cpu"]
-        assert ranks.sample(world, [*argv, "--seed", str(seed)]) == [0] * world
+        assert ranks.script(world, sample.main, [*argv, "--seed", str(seed)]) == [0] * world
         with np.load(f"{world}_{seed}/samples.npz") as arrays:
             drawn.append((arrays["arr_0"].astype(int), arrays["arr_1"]))
     for images, labels in drawn[1:3]:
         assert np.abs(images - drawn[0][0]).max() <= 1
         assert (labels == drawn[0][1]).all()
     assert np.abs(drawn[3][0] - drawn[0][0]).max() > 1  # control
+
+
+def test_evaluation_on_two_ranks_finds_what_one_finds(alone, tmp_path):
+    found = []
+    for world, seed in ((1, 0), (2, 0), (2, 1)):
+        root = tmp_path / f"{world}_{seed}"
+        shutil.copytree(alone / "Logs_Checkpoints", root)
+        argv = ["--ckpt", str(root / "checkpoints/version_0"), "--num", "41", "--only", "memory"]
+        argv += ["--device", "cpu", "--seed", str(seed)]
+        assert ranks.script(world, evaluate.main, argv) == [0] * world
+        metrics = json.loads((root / "Inference/version_0/metrics.json").read_text())
+        found.append(metrics["memorisation"]["pixels"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] != pytest.approx(found[0], rel=1e-3)  # control
 
 
 def test_the_parts_of_all_ranks_are_the_batch():

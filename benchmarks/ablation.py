@@ -1,0 +1,120 @@
+"""What each choice buys: one change at a time from the default, the same minutes for every row.
+
+python -m benchmarks.ablation --data-root datasets             # the formulation
+python -m benchmarks.ablation --data-root datasets --recipe    # optimizer, rates, sizes
+
+Each row trains for five minutes on its share of the cores and scores 5,000 samples. Rows already in
+results/ablation.csv or results/recipe.csv are kept: a benchmark that was stopped goes on.
+"""
+
+import argparse
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, read
+from config import Parser
+
+Rows = dict[str, dict[str, str]]  # flags of train.py: name of a row: flags of evaluate.py
+
+ORIGINAL = (  # the code of the original, not its text
+    "--prediction eps --loss simple --schedule linear --optimizer adamw --lr 2e-4 --decay constant "
+    "--weight-decay 0.01 --ema-decay 0"
+)
+FORMULATION: Rows = {
+    "": {
+        "default": "",
+        "variance: beta": "--variance beta",
+        "variance: optimal": "--variance optimal",
+        "no clipping": "--no-clip",
+    },
+    "--prediction eps": {"prediction: noise": ""},
+    "--prediction x0": {"prediction: x_0": ""},
+    "--loss kl": {"loss: kl": ""},
+    "--loss min-snr": {"loss: min-snr": ""},
+    "--prediction x0 --loss kl": {"prediction: x_0, loss: kl": ""},
+    "--schedule linear": {"schedule: linear": ""},
+    "--schedule sigmoid": {"schedule: sigmoid": ""},
+    "--first-timestep 2": {"first timestep: 2": ""},
+    ORIGINAL: {"the original code's choices": "--variance beta --no-clip"},
+}
+RECIPE: Rows = {
+    "": {"default": ""},
+    "--seed 1": {"another seed": ""},
+    "--optimizer adamw --lr 1e-3": {"AdamW, rate 1e-3": ""},
+    "--optimizer adamw --lr 2e-3": {"AdamW, rate 2e-3": ""},
+    "--lr 1e-3": {"half the rate": ""},
+    "--lr 4e-3": {"twice the rate": ""},
+    "--batch-size 16": {"batch 16": ""},
+    "--batch-size 64": {"batch 64": ""},
+    "--decay linear": {"linear decay": ""},
+    "--decay constant": {"constant rate": ""},
+    "--ema-power 30": {"shorter average (power 30)": ""},
+    "--ema-power 6": {"longer average (power 6)": ""},
+    "--base-channels 48": {"48 channels": ""},
+    "--blocks-per-level 2": {"2 blocks a level": ""},
+    "--attention-levels": {"attention in the middle only": ""},
+    "--norm group": {"group normalization": ""},
+    "--label-drop 0": {"no dropped labels": ""},
+}
+
+
+def main() -> None:
+    """Fill the CSV, row by row; print the table."""
+    parser = Parser(prog="ablation", description=__doc__)
+    parser.add_argument("--data-root", required=True, help="where MNIST is")
+    parser.add_argument("--recipe", action="store_true", help="the rows of the recipe")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each row [%(default)s]")
+    parser.add_argument("--num", type=int, default=5000, help="samples of each row [%(default)s]")
+    parser.add_argument("--jobs", type=int, default=CORES, help="rows side by side [%(default)s]")
+    parser.add_argument("--out", type=Path, help="CSV [results/ablation.csv or recipe.csv]")
+    flags = parser.parse_args()
+    rows = RECIPE if flags.recipe else FORMULATION
+    out = flags.out or RESULTS / ("recipe.csv" if flags.recipe else "ablation.csv")
+    scores = Scores(out)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(flags.jobs) as pool:
+        place = Place(Path(folder), flags.data_root, max(1, CORES // flags.jobs))
+        trials = [pool.submit(trial, place, scores, flags, *row) for row in rows.items()]
+        for done in trials:
+            done.result()
+    print(table(scores.rows))
+
+
+def trial(
+    place: Place,
+    scores: Scores,
+    flags: argparse.Namespace,
+    train_flags: str,
+    samplings: dict[str, str],
+) -> None:
+    """Train once and score every way of sampling from it, unless the CSV has them all."""
+    missing = {name: own for name, own in samplings.items() if (name, 0) not in scores}
+    if not missing:
+        return
+    print(f"training for {flags.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)
+    version = place.train([*train_flags.split(), "--max-minutes", str(flags.minutes)])
+    for name, own in missing.items():
+        metrics = place.score(version, flags.num, own.split())
+        known = {"name": name, "train_flags": train_flags, "sample_flags": own, "seed": 0}
+        score = read(metrics, **known, minutes=flags.minutes, cores=place.cores)
+        scores.add(score)
+        print(line(score), file=sys.stderr, flush=True)
+
+
+def table(rows: list[Score]) -> str:
+    """As Markdown, best first."""
+    n = rows[0].num
+    head = (
+        f"| change | steps | FID@{n} (floor {rows[0].floor:.2f}) | precision | recall | accuracy |"
+    )
+    return "\n".join([head, "|---" * 6 + "|", *map(line, sorted(rows, key=lambda row: row.fid))])
+
+
+def line(row: Score) -> str:
+    cells = f"{row.fid:.2f} | {row.precision:.3f} | {row.recall:.3f} | {row.accuracy:.1%}"
+    return f"| {row.name} | {row.steps:,} | {cells} |"
+
+
+if __name__ == "__main__":
+    main()

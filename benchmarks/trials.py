@@ -1,0 +1,119 @@
+"""Trainings of so many minutes and the scores of their samples: what the quality benchmarks share.
+
+Every training is ``python train.py`` and every score ``python evaluate.py``, as a user types them.
+A score is written to a CSV when it is known, so a benchmark that was stopped goes on from there.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from threading import Lock
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the CSV. ``floor``: the Fréchet distance of as many real training images."""
+
+    name: str
+    train_flags: str
+    sample_flags: str
+    minutes: float
+    cores: int
+    seed: int
+    steps: int
+    num: int
+    fid: float
+    floor: float
+    precision: float
+    recall: float
+    accuracy: float  # -1: the network has no classes
+    seconds_per_1000: float
+
+
+class Scores:
+    """The rows of a CSV, known by name and seed; safe to add to from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        self.rows: list[Score] = []
+        if path.exists():
+            kinds = {f.name: f.type for f in fields(Score)}
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    self.rows.append(Score(**{k: kinds[k](v) for k, v in row.items()}))
+
+    def __contains__(self, key: tuple[str, int]) -> bool:
+        return any((row.name, row.seed) == key for row in self.rows)
+
+    def add(self, row: Score) -> None:
+        """Append a row and write them all."""
+        with self.lock:
+            self.rows.append(row)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [f.name for f in fields(Score)], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(asdict(row) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials keep their runs, where the images are, and how many cores each may use."""
+
+    run_root: Path
+    data_root: str
+    cores: int
+
+    def train(self, flags: Sequence[str]) -> Path:
+        """Train to the end; the version folder of the checkpoints."""
+        out = self.run("train.py", "--run-root", str(self.run_root), *flags)
+        return Path(re.findall(r"^Model Checkpoint at: (.*)$", out, re.MULTILINE)[0])
+
+    def score(self, version: Path, num: int, flags: Sequence[str]) -> dict:
+        """metrics.json of samples of the newest checkpoint."""
+        self.run(
+            *("evaluate.py", "--ckpt", str(version), "--only", "scores"),
+            *("--num", str(num), "--batch-size", "500", *flags),
+        )
+        return json.loads((logs_of(version) / "metrics.json").read_text())
+
+    def run(self, script: str, *flags: str) -> str:
+        """What a script prints. Raises CalledProcessError where it fails; its errors are shown."""
+        command = [sys.executable, str(ROOT / script), *flags, "--data-root", self.data_root]
+        threads = os.environ | {"OMP_NUM_THREADS": str(self.cores)}
+        return subprocess.run(
+            command, env=threads, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+
+def logs_of(version: Path) -> Path:
+    """The curves and pictures of a run, from its checkpoints' folder."""
+    return version.parent.parent / "Inference" / version.name
+
+
+def read(metrics: dict, **known: str | float) -> Score:
+    """A row from metrics.json of one sampler."""
+    (_, sampled), *_ = metrics["scores"].items()
+    floor = metrics["scores"]["real train images"]
+    n = metrics["num"]
+    return Score(
+        **known,
+        steps=metrics["step"],
+        num=n,
+        fid=sampled[f"fid_classifier@{n}"],
+        floor=floor[f"fid_classifier@{n}"],
+        precision=sampled[f"precision@{n}"],
+        recall=sampled[f"recall@{n}"],
+        accuracy=sampled.get(f"accuracy@{n}", -1.0),
+        seconds_per_1000=sampled["s/1000"],
+    )
