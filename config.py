@@ -76,7 +76,7 @@ class TrainConfig:
 
     epochs: int = option(30, "passes over the training set; 0: as --max-steps/-minutes allow", 0)
     batch_size: int = option(32, "images per step", 1)
-    optimizer: str = option("muon", "muon: Muon on matrices at 10 x lr, AdamW on the rest; adamw")
+    optimizer: str = option("muon", "muon: Muon on convolutions at 10 x lr, AdamW on the rest")
     lr: float = option(2e-3, "peak learning rate", 1e-12, 1e3)
     warmup_steps: int = option(100, "steps in which the learning rate rises", 0)
     decay: str = option("cosine", "how the learning rate falls over the whole run")
@@ -100,7 +100,7 @@ class SampleConfig:
     """How train.py draws its previews and sample.py its images."""
 
     sampler: str = option("ddpm", "reverse process")
-    steps: int = option(20, "network evaluations", 1)
+    steps: int = option(10, "network evaluations", 1)
     variance: str = option("posterior", "sigma^2 of ddpm: posterior, beta, or the bound's optimal")
     eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")

@@ -42,20 +42,15 @@ FORMULATION: Rows = {
 RECIPE: Rows = {
     "": {"default": ""},
     "--seed 1": {"another seed": ""},
-    "--optimizer adamw --lr 1e-3": {"AdamW, rate 1e-3": ""},
-    "--optimizer adamw --lr 2e-3": {"AdamW, rate 2e-3": ""},
     "--lr 1e-3": {"half the rate": ""},
     "--lr 4e-3": {"twice the rate": ""},
     "--batch-size 16": {"batch 16": ""},
     "--batch-size 64": {"batch 64": ""},
     "--decay linear": {"linear decay": ""},
-    "--decay constant": {"constant rate": ""},
-    "--ema-power 30": {"shorter average (power 30)": ""},
-    "--ema-power 6": {"longer average (power 6)": ""},
+    "--ema-power 6": {"longer average: power 6": ""},
+    "--loss min-snr": {"loss: min-snr": ""},
     "--base-channels 48": {"48 channels": ""},
-    "--blocks-per-level 2": {"2 blocks a level": ""},
-    "--attention-levels": {"attention in the middle only": ""},
-    "--norm group": {"group normalization": ""},
+    "--optimizer adamw": {"AdamW, the same rate": ""},
     "--label-drop 0": {"no dropped labels": ""},
 }
 

@@ -131,12 +131,12 @@ class UNet(nn.Module):
         return block(h, emb)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights between hidden activations: what a matrix optimizer such as Muon takes.
+        """The convolutions between hidden activations: what a matrix optimizer such as Muon takes.
 
         Without the first and last layer, the embeddings, biases and normalizations.
         """
         hidden = nn.ModuleList([self.down, self.middle, self.up])
-        return [p for p in hidden.parameters() if p.ndim > 1]
+        return [p for p in hidden.parameters() if p.ndim == 4]
 
 
 def check_size(size: Sequence[int], multiple: int) -> None:

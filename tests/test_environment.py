@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import sabotage
@@ -171,21 +172,23 @@ def test_a_lock_is_never_held_twice(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def max_plus_one(root: Path) -> Path:
-    """A control: how most programs choose a number."""
+def max_plus_one(root: Path, together: Barrier) -> Path:
+    """A control: how most programs choose a number, all of them before one has made its folder."""
     folder = root / f"version_{max(runs.versions(root.parent), default=-1) + 1}"
+    together.wait(60)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, rounds):
-    made, shared = [], 0
+    made, shared, together = [], 0, Barrier(16)
     with ThreadPoolExecutor(16) as pool:
         for i in range(rounds):
-            root = tmp_path / str(i)
-            made += pool.map(lambda _, root=root: runs.new_run(root).logs, range(16))
-            naive = list(pool.map(lambda _, i=i: max_plus_one(tmp_path / f"n{i}" / "x"), range(16)))
+            roots = [tmp_path / str(i)] * 16
+            made += pool.map(lambda root: runs.new_run(root).logs, roots)
+            roots = [tmp_path / f"naive_{i}" / "checkpoints"] * 16
+            naive = list(pool.map(lambda root: max_plus_one(root, together), roots))
             shared += 16 - len(set(naive))
     assert len(set(made)) == 16 * rounds
     assert shared > 0  # control: numbers by max + 1 collide

@@ -82,11 +82,12 @@ def inverse_root(gram: Tensor) -> Tensor:
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-30)[:, None, None]
     X = gram / trace
     eye = torch.eye(X.shape[-1], device=X.device, dtype=X.dtype)
-    Q = eye.expand_as(X)
-    for _ in range(5):
+    Q = A * eye + B * X + C * (X @ X)
+    P = Q
+    for _ in range(4):
+        X = P @ X @ P
         P = A * eye + B * X + C * (X @ X)
         Q = P @ Q
-        X = P @ X @ P
     return Q / trace.sqrt()
 
 
