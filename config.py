@@ -105,6 +105,7 @@ class SampleConfig:
     eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.0, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)
+    guidance_interval: tuple[float, ...] = option((0.0, 1.0), "from and to which t / T", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,16 @@ class Config:
                 raise ConfigError(f"{flag(name)} has no effect on --sampler {s.sampler}")
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
+        if "guidance_interval" in typed and s.guidance == 1:
+            raise ConfigError("--guidance-interval has no effect on --guidance 1")
+        if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:
+            raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
+
+    @property
+    def guided_times(self) -> tuple[float, float]:
+        """The t from and to which guidance applies."""
+        T, (first, last) = self.diffusion.timesteps, self.sample.guidance_interval
+        return first * T, last * T
 
 
 def is_of(value: Any, kind: Any) -> bool:

@@ -129,7 +129,7 @@ def known_errors(config: Config, state: dict[str, Any]) -> Tensor | None:
 
 
 def states(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     diffusion: GaussianDiffusion,
     config: Config,
     seed: int,
@@ -145,7 +145,7 @@ def states(
     shape = (config.model.image_channels, config.data.image_size, config.data.image_size)
     randn = image_noise(seed, indices.tolist(), shape, diffusion.device)
     labels = y if y is None else y[indices].to(diffusion.device)
-    denoiser = guided(model, labels, config.model.num_classes, c.guidance)
+    denoiser = guided(model, labels, config.model.num_classes, c.guidance, config.guided_times)
     x_T = randn()
     yield x_T
     yield from make_sampler(**asdict(c))(denoiser, diffusion, x_T, c.steps, randn)
@@ -170,17 +170,22 @@ def draw_samples(
     The cost: steps, network evaluations, and seconds per 1000 images. Each rank draws its part, and
     the first one gets them all.
     """
-    drawn, c, started = [], config.sample, time.monotonic()
+    drawn, c, started, rows = [], config.sample, time.monotonic(), 0
     own = own_images(flags.num, ranks)
+
+    def counted(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return model(x, t, y)
+
     with tqdm(total=len(own) * c.steps, desc="samples", unit="step", disable=ranks.no_bar) as bar:
         for indices in own.split(flags.batch_size):
-            for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
+            for n, x in enumerate(states(counted, diffusion, config, flags.seed, indices, y)):
                 bar.update(len(x) if n else 0)
             drawn.append(to_uint8(x))
     samples = ranks.gather(torch.cat(drawn))
     seconds = (time.monotonic() - started) * 1000 / flags.num
-    calls = c.steps if y is None or c.guidance == 1 else 2 * c.steps
-    return samples, {"steps": c.steps, "calls": calls, "s/1000": seconds}
+    return samples, {"steps": c.steps, "calls": rows // len(own), "s/1000": seconds}
 
 
 def asked_classes(labels: Tensor, n: int) -> Tensor:

@@ -212,7 +212,7 @@ def bits(subject: Subject) -> dict[str, Any]:
     null, scale, clip = c.model.num_classes, c.sample.guidance, c.sample.clip
 
     def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return guided(subject.model, y if null else None, null, scale)(x, t)
+        return guided(subject.model, y if null else None, null, scale, c.guided_times)(x, t)
 
     some, fitted = subject.test[:BITS], subject.train[:FITTED]
     every = diffusion.timesteps - diffusion.first_timestep + 1

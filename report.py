@@ -102,7 +102,7 @@ def preview(
     randn = image_noise(config.train.seed, range(PREVIEW), shape, diffusion.device)
     classes = config.model.num_classes
     y = torch.arange(PREVIEW, device=diffusion.device) % classes if classes else None
-    denoiser = guided(model, y, classes, config.sample.guidance)
+    denoiser = guided(model, y, classes, config.sample.guidance, config.guided_times)
     x_T = randn()
     sampler = make_sampler(**asdict(config.sample))
     return [x_T, *sampler(denoiser, diffusion, x_T, config.sample.steps, randn)]

@@ -167,8 +167,9 @@ def default_folder(flags: Namespace, config: Config, step: int) -> Path:
     if flags.classes:
         parts.append(f"classes{flags.classes}")
     for f in fields(c):
-        if f.name not in ("sampler", "steps") and getattr(c, f.name) != f.default:
-            parts.append(f"{f.name}{getattr(c, f.name)}")
+        if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
+            words = map(str, value) if isinstance(value, tuple) else [str(value)]
+            parts.append(f.name + "-".join(words))
     return runs.run_of(flags.ckpt).logs / "_".join(parts)
 
 

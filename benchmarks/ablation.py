@@ -84,7 +84,9 @@ def trial(
     samplings: dict[str, str],
 ) -> None:
     """Train once and score every way of sampling from it, unless the CSV has them all."""
-    missing = {name: own for name, own in samplings.items() if (name, 0) not in scores}
+    missing = {
+        name: own for name, own in samplings.items() if scores.missing([own], name, flags.minutes)
+    }
     if not missing:
         return
     print(f"training for {flags.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)

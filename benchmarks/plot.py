@@ -1,4 +1,4 @@
-"""throughput.json as one picture."""
+"""The pictures of the benchmarks."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.trials import Score
+
 COLOURS = {"ours": "#1b6ca8", "bare": "#9ec9e2", "plain": "#c8b273", "diffusers": "#b5533c"}
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
+def plot_speed(results: dict[str, Any], path: Path) -> None:
     """Images per second of every loop, by preset and number format, with their spread."""
     presets = list(dict.fromkeys(row["preset"] for row in results["training"]))
     figure, axes = plt.subplots(1, len(presets), figsize=(5 * len(presets), 3.4), squeeze=False)
@@ -34,3 +36,42 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.text(0.01, 0.01, f"{h['cpu']}, {h['cores']} cores; torch {h['torch']}", fontsize=7)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=110)
+
+
+def plot_quality(rows: list[Score], path: Path) -> None:
+    """Fréchet distance above that of as many real images, against minutes of training."""
+    figure, ax = plt.subplots(figsize=(6, 3.8))
+    curves: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        curves.setdefault(
+            (row.name.split(" min")[0].rpartition(",")[0], row.sample_flags), []
+        ).append(row)
+    for (name, sampling), own in curves.items():
+        own = sorted(own, key=lambda row: row.minutes)
+        label = f"{name} {sampling}".replace("--steps ", ", steps: ")
+        ax.loglog([r.minutes for r in own], [r.fid - r.floor for r in own], "o-", label=label)
+    minutes = sorted({row.minutes for row in rows})
+    ax.set_xticks(minutes, [f"{m:g}" for m in minutes])
+    ax.minorticks_off()
+    ax.set_xlabel(f"minutes of training on {rows[0].cores} CPU cores")
+    ax.set_ylabel("FID - FID of real images")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def plot_grids(folder: Path, pictures: dict[tuple[str, float], Path]) -> None:
+    """The samples of every contender (down) after so many minutes (across)."""
+    names = list(dict.fromkeys(name for name, _ in pictures))
+    minutes = sorted({m for _, m in pictures})
+    size = (2.6 * len(minutes), 2.7 * len(names))
+    figure, axes = plt.subplots(len(names), len(minutes), figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for (name, m), path in pictures.items():
+        ax = axes[names.index(name)][minutes.index(m)]
+        ax.imshow(plt.imread(path), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(f"{name}, {m:g} min", fontsize=8)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(folder / "time_to_quality_grids.png", dpi=110)

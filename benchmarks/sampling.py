@@ -24,7 +24,7 @@ def our_grid(model: torch.nn.Module, diffusion: GaussianDiffusion, name: str, ta
     y = torch.arange(IMAGES, device=task.device) % 10
     options = {"clip": True, "variance": "posterior", "eta": 0.0}
     sampler = make_sampler(name, **options)
-    denoiser = guided(model, y, c.model.num_classes, 1.0)
+    denoiser = guided(model, y, c.model.num_classes)
     return last(sampler(denoiser, diffusion, randn(), STEPS[name], randn))
 
 

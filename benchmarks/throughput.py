@@ -53,9 +53,9 @@ def main() -> None:
     measure.write(flags.out / "throughput.json", results)
     print(table(results))
     if not flags.quick:
-        from benchmarks.plot import plot
+        from benchmarks.plot import plot_speed
 
-        plot(results, flags.out / "throughput.png")
+        plot_speed(results, flags.out / "throughput.png")
 
 
 def parameters(preset: str) -> int:

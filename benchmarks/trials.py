@@ -41,7 +41,7 @@ class Score:
 
 
 class Scores:
-    """The rows of a CSV, known by name and seed; safe to add to from several threads."""
+    """The rows of a CSV; safe to add to from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, Lock()
@@ -52,8 +52,14 @@ class Scores:
                 for row in csv.DictReader(file):
                     self.rows.append(Score(**{k: kinds[k](v) for k, v in row.items()}))
 
-    def __contains__(self, key: tuple[str, int]) -> bool:
-        return any((row.name, row.seed) == key for row in self.rows)
+    def missing(self, wanted: Sequence[str], name: str, minutes: float, seed: int = 0) -> list[str]:
+        """Of these flags of sampling those that have no row."""
+        known = {
+            row.sample_flags
+            for row in self.rows
+            if (row.name, row.minutes, row.seed) == (name, minutes, seed)
+        }
+        return [flags for flags in wanted if flags not in known]
 
     def add(self, row: Score) -> None:
         """Append a row and write them all."""
@@ -74,22 +80,31 @@ class Place:
     data_root: str
     cores: int
 
+    @property
+    def data(self) -> list[str]:
+        return ["--data-root", self.data_root]
+
     def train(self, flags: Sequence[str]) -> Path:
         """Train to the end; the version folder of the checkpoints."""
-        out = self.run("train.py", "--run-root", str(self.run_root), *flags)
+        out = self.run("train.py", "--run-root", str(self.run_root), *self.data, *flags)
         return Path(re.findall(r"^Model Checkpoint at: (.*)$", out, re.MULTILINE)[0])
 
     def score(self, version: Path, num: int, flags: Sequence[str]) -> dict:
         """metrics.json of samples of the newest checkpoint."""
         self.run(
             *("evaluate.py", "--ckpt", str(version), "--only", "scores"),
-            *("--num", str(num), "--batch-size", "500", *flags),
+            *("--num", str(num), "--batch-size", "500", *self.data, *flags),
         )
         return json.loads((logs_of(version) / "metrics.json").read_text())
 
+    def draw(self, version: Path, flags: Sequence[str]) -> Path:
+        """A picture of 100 samples of the newest checkpoint."""
+        command = ("sample.py", "--ckpt", str(version), "--overwrite", *flags)
+        return Path(self.run(*command).splitlines()[-1])
+
     def run(self, script: str, *flags: str) -> str:
         """What a script prints. Raises CalledProcessError where it fails; its errors are shown."""
-        command = [sys.executable, str(ROOT / script), *flags, "--data-root", self.data_root]
+        command = [sys.executable, str(ROOT / script), *flags]
         threads = os.environ | {"OMP_NUM_THREADS": str(self.cores)}
         return subprocess.run(
             command, env=threads, stdout=subprocess.PIPE, text=True, check=True

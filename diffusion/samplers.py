@@ -8,6 +8,7 @@ To add a sampler, write one function here and enter it in SAMPLERS.
 """
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.gaussian import GaussianDiffusion, Model, expand
 
 Randn = Callable[[], Tensor]
 
@@ -155,12 +156,14 @@ def guided(
     model: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     labels: Tensor | None,
     null_label: int,
-    scale: float,
+    scale: float = 1.0,
+    times: tuple[float, float] = (0.0, math.inf),
 ) -> Model:
     """Classifier-free guidance (Ho & Salimans 2022): none + scale * (class - none).
 
-    labels (B,); scale 1 is the plain conditional network, at one evaluation; any other costs two.
-    labels None: the network without classes.
+    labels (B,); None: the network without classes. Only at times[0] <= t <= times[1] (Kynkäänniemi
+    et al. 2024): outside, and at scale 1, it is the plain conditional network at one evaluation
+    instead of two.
     """
     if labels is None or scale == 1:
         return lambda x, t: model(x, t, labels)
@@ -168,8 +171,11 @@ def guided(
     both = torch.cat([torch.full_like(labels, null_label), labels])
 
     def guide(x: Tensor, t: Tensor) -> Tensor:
+        inside = (times[0] <= t) & (t <= times[1])
+        if not inside.any():
+            return model(x, t, labels)
         none, of_class = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return none + scale * (of_class - none)
+        return torch.lerp(none, of_class, expand(torch.where(inside, scale, 1.0), x))
 
     return guide
 

@@ -27,12 +27,12 @@ OPTIONS = {
     sample: [
         *("--ckpt", "--run-root", "--num", "--classes", "--seed", "--batch-size", "--device"),
         *("--out", "--save", "--sampler", "--steps", "--variance", "--eta", "--guidance"),
-        *("--clip", "--overwrite", "--unknown"),
+        *("--guidance-interval", "--clip", "--overwrite", "--unknown"),
     ],
     evaluate: [
         *("--ckpt", "--run-root", "--num", "--seed", "--batch-size", "--device", "--data-root"),
         *("--samplers", "--only", "--all-terms", "--sampler", "--steps", "--variance", "--eta"),
-        *("--guidance", "--clip", "--unknown"),
+        *("--guidance", "--guidance-interval", "--clip", "--unknown"),
     ],
 }
 HOURS = ("--num", "1000000")  # a wish, and no nonsense

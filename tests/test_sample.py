@@ -125,6 +125,9 @@ def test_classes_and_guidance(draw):
     assert labels.tolist() == [*range(10), 0, 1]
     guided, _ = draw("--num", "12", "--guidance", "4")
     assert not np.array_equal(plain, guided)
+    within, _ = draw("--num", "12", "--guidance", "4", "--guidance-interval", "0.2", "0.5")
+    assert not np.array_equal(plain, within)
+    assert not np.array_equal(guided, within)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,9 @@ def test_classes_and_guidance(draw):
         ["--sampler", "ddpm", "--eta", "0.5"],
         ["--sampler", "ddim", "--variance", "beta"],
         ["--guidance", "nan"],
+        ["--guidance", "1", "--guidance-interval", "0.2", "0.8"],
+        ["--guidance", "2", "--guidance-interval", "0.2"],
+        ["--guidance", "2", "--guidance-interval", "0.8", "0.2"],
         ["--device", "cuda:99"],
         ["--ckpt", "nowhere"],
         ["--step", "3"],

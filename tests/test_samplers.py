@@ -238,3 +238,8 @@ def test_guidance_extrapolates_from_no_class_to_the_class():
     assert guided(model, y, 10, 0.0)(x, t).unique() == 1
     assert guided(model, y, 10, 2.5)(x, t).unique() == 1 + 2.5 * 2
     assert len(calls[-1]) == 8  # any other scale: one batch of both
+    within = guided(model, y, 10, 2.5, (3, 5))
+    t = torch.tensor([2, 3, 5, 6])
+    assert within(x, t).amax((1, 2, 3)).tolist() == [3, 6, 6, 3]
+    within(x, t * 10)
+    assert len(calls[-1]) == 4  # outside: one call

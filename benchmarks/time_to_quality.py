@@ -1,0 +1,133 @@
+"""How good after so many minutes: the default against the DDPM that one would write first.
+
+python -m benchmarks.time_to_quality --data-root datasets              # about three hours
+python -m benchmarks.time_to_quality --data-root datasets --only ours  # one contender
+
+Contenders train one after the other on all cores, for the same minutes. `ours` has a run for each
+of them, since its rate falls to the end; the others, at a constant rate, have one run that is
+stopped on its way. What is in results/time_to_quality.csv already is kept.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, read
+from config import Parser
+
+MINUTES = (3, 10, 25)
+TEXTBOOK = (  # Ho et al. 2020 as tutorials write it
+    "--prediction eps --loss simple --schedule linear --num-classes 0 --batch-size 128 "
+    "--optimizer adamw --lr 2e-4 --warmup-steps 0 --decay constant --ema-decay 0.9999 --ema-power 8"
+)
+LARGE = (  # the original's network
+    "--image-size 32 --base-channels 64 --channel-multipliers 1 2 4 8 --blocks-per-level 2 "
+    "--attention-levels 2 --patch-size 1 --norm group --dropout 0.1"
+)
+TEXT = (  # the original's text
+    "--prediction x0 --no-precondition --loss kl --schedule linear --first-timestep 2 "
+    "--num-classes 0 --batch-size 128 "
+    "--optimizer adamw --lr 2e-4 --warmup-steps 0 --decay constant --ema-decay 0.999 --ema-power 8"
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What it is trained with, and how it is sampled: flags of evaluate.py and how many images."""
+
+    flags: str
+    samplings: dict[str, int]
+    last: dict[str, int]  # after the last minutes also these, which take long
+    decays: bool = False  # a plan that ends, so every number of minutes is a run of its own
+
+
+CONTENDERS = {
+    "ours": Contender("", {"": 5000}, {}, decays=True),
+    "textbook": Contender(TEXTBOOK, {"--steps 50": 5000}, {"--steps 1000": 1000}),
+    "the original's text": Contender(TEXT, {"--steps 50": 5000}, {"--steps 999": 1000}),
+    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 50": 500}, {}),
+}
+
+
+def main() -> None:
+    """Fill the CSV, then draw the plot and the table from it."""
+    parser = Parser(prog="time_to_quality", description=__doc__)
+    parser.add_argument("--data-root", required=True, help="where MNIST is")
+    parser.add_argument("--only", choices=CONTENDERS, help="one contender [all]")
+    parser.add_argument("--seed", type=int, default=0, help="of training [%(default)s]")
+    parser.add_argument("--minutes", type=float, nargs="*", default=MINUTES, help="[%(default)s]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
+    flags = parser.parse_args()
+    scores = Scores(flags.out / "time_to_quality.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder), flags.data_root, CORES)
+        for name, contender in CONTENDERS.items():
+            if flags.only in (None, name):
+                compete(place, scores, name, contender, flags)
+    print(table(scores.rows))
+    from benchmarks.plot import plot_grids, plot_quality
+
+    plot_quality(scores.rows, flags.out / "time_to_quality.png")
+    pictures = {(name, m): flags.out / picture(name, m) for name in CONTENDERS for m in MINUTES}
+    plot_grids(flags.out, {at: path for at, path in pictures.items() if path.exists()})
+
+
+def compete(
+    place: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
+) -> None:
+    """Train a contender for each of the minutes, and score it there."""
+    before, version = 0.0, None
+    for minutes in sorted(flags.minutes):
+        samplings = contender.samplings
+        if minutes == max(flags.minutes):
+            samplings = samplings | contender.last
+        missing = {
+            own: n
+            for own, n in samplings.items()
+            if (key(name, minutes, own), flags.seed) not in scores
+        }
+        if contender.decays and not missing:
+            continue
+        if contender.decays or version is None:
+            limit = ["--seed", str(flags.seed), "--max-minutes", str(minutes)]
+            version = place.train([*contender.flags.split(), *limit])
+        else:
+            place.train(["--resume", str(version), "--max-minutes", str(minutes - before)])
+        before = minutes
+        for own, n in missing.items():
+            metrics = place.score(version, n, own.split())
+            known = {"name": key(name, minutes, own), "train_flags": contender.flags}
+            known |= {"sample_flags": own, "minutes": minutes, "cores": place.cores}
+            scores.add(read(metrics, **known, seed=flags.seed))
+            print(line(scores.rows[-1]), file=sys.stderr, flush=True)
+        grid = place.draw(version, next(iter(contender.samplings)).split())
+        shutil.copy(grid, flags.out / picture(name, minutes))
+
+
+def key(name: str, minutes: float, sampling: str) -> str:
+    return f"{name}, {minutes:g} min" + (f", {sampling}" if sampling else "")
+
+
+def picture(name: str, minutes: float) -> str:
+    return f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}.png"
+
+
+def table(rows: list[Score]) -> str:
+    """As Markdown."""
+    head = (
+        "| contender | seed | steps | samples | FID (real images) | precision | recall | accuracy |"
+    )
+    return "\n".join([head, "|---" * 8 + "|", *map(line, rows)])
+
+
+def line(row: Score) -> str:
+    right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
+    scored = f"{row.fid:.2f} ({row.floor:.2f}) | {row.precision:.3f} | {row.recall:.3f} | {right}"
+    return f"| {row.name} | {row.seed} | {row.steps:,} | {row.num:,} | {scored} |"
+
+
+if __name__ == "__main__":
+    main()
