@@ -41,14 +41,12 @@ def plot_speed(results: dict[str, Any], path: Path) -> None:
 def plot_quality(rows: list[Score], path: Path) -> None:
     """Fréchet distance above that of as many real images, against minutes of training."""
     figure, ax = plt.subplots(figsize=(6, 3.8))
-    curves: dict[tuple[str, str], list[Score]] = {}
+    curves: dict[tuple[str, str, int], list[Score]] = {}
     for row in rows:
-        curves.setdefault(
-            (row.name.split(" min")[0].rpartition(",")[0], row.sample_flags), []
-        ).append(row)
-    for (name, sampling), own in curves.items():
+        curves.setdefault((row.name, row.sample_flags, row.seed), []).append(row)
+    for (name, sampling, seed), own in curves.items():
         own = sorted(own, key=lambda row: row.minutes)
-        label = f"{name} {sampling}".replace("--steps ", ", steps: ")
+        label = ", ".join(filter(None, (name, sampling, f"seed {seed}" if seed else "")))
         ax.loglog([r.minutes for r in own], [r.fid - r.floor for r in own], "o-", label=label)
     minutes = sorted({row.minutes for row in rows})
     ax.set_xticks(minutes, [f"{m:g}" for m in minutes])

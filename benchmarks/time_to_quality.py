@@ -79,17 +79,12 @@ def compete(
     place: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
 ) -> None:
     """Train a contender for each of the minutes, and score it there."""
+    wanted = {minutes: contender.samplings for minutes in sorted(flags.minutes)}
+    wanted[max(wanted)] = contender.samplings | contender.last
+    missing = {m: scores.missing(list(own), name, m, flags.seed) for m, own in wanted.items()}
     before, version = 0.0, None
-    for minutes in sorted(flags.minutes):
-        samplings = contender.samplings
-        if minutes == max(flags.minutes):
-            samplings = samplings | contender.last
-        missing = {
-            own: n
-            for own, n in samplings.items()
-            if (key(name, minutes, own), flags.seed) not in scores
-        }
-        if contender.decays and not missing:
+    for minutes, own in missing.items():
+        if not (own if contender.decays else any(missing.values())):
             continue
         if contender.decays or version is None:
             limit = ["--seed", str(flags.seed), "--max-minutes", str(minutes)]
@@ -97,18 +92,14 @@ def compete(
         else:
             place.train(["--resume", str(version), "--max-minutes", str(minutes - before)])
         before = minutes
-        for own, n in missing.items():
-            metrics = place.score(version, n, own.split())
-            known = {"name": key(name, minutes, own), "train_flags": contender.flags}
-            known |= {"sample_flags": own, "minutes": minutes, "cores": place.cores}
-            scores.add(read(metrics, **known, seed=flags.seed))
+        for sampling in own:
+            metrics = place.score(version, wanted[minutes][sampling], sampling.split())
+            known = {"name": name, "train_flags": contender.flags, "sample_flags": sampling}
+            known |= {"minutes": minutes, "cores": place.cores, "seed": flags.seed}
+            scores.add(read(metrics, **known))
             print(line(scores.rows[-1]), file=sys.stderr, flush=True)
         grid = place.draw(version, next(iter(contender.samplings)).split())
         shutil.copy(grid, flags.out / picture(name, minutes))
-
-
-def key(name: str, minutes: float, sampling: str) -> str:
-    return f"{name}, {minutes:g} min" + (f", {sampling}" if sampling else "")
 
 
 def picture(name: str, minutes: float) -> str:
@@ -118,15 +109,17 @@ def picture(name: str, minutes: float) -> str:
 def table(rows: list[Score]) -> str:
     """As Markdown."""
     head = (
-        "| contender | seed | steps | samples | FID (real images) | precision | recall | accuracy |"
+        "| contender | minutes | seed | steps | sampling | samples "
+        "| FID (real images) | precision | recall | accuracy |"
     )
-    return "\n".join([head, "|---" * 8 + "|", *map(line, rows)])
+    return "\n".join([head, "|---" * 10 + "|", *map(line, rows)])
 
 
 def line(row: Score) -> str:
     right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
+    trained = f"{row.name} | {row.minutes:g} | {row.seed} | {row.steps:,}"
     scored = f"{row.fid:.2f} ({row.floor:.2f}) | {row.precision:.3f} | {row.recall:.3f} | {right}"
-    return f"| {row.name} | {row.seed} | {row.steps:,} | {row.num:,} | {scored} |"
+    return f"| {trained} | {row.sample_flags or 'default'} | {row.num:,} | {scored} |"
 
 
 if __name__ == "__main__":
