@@ -79,7 +79,7 @@ def compete(
     place: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
 ) -> None:
     """Train a contender for each of the minutes, and score it there."""
-    wanted = {minutes: contender.samplings for minutes in sorted(flags.minutes)}
+    wanted = dict.fromkeys(sorted(flags.minutes), contender.samplings)
     wanted[max(wanted)] = contender.samplings | contender.last
     missing = {m: scores.missing(list(own), name, m, flags.seed) for m, own in wanted.items()}
     before, version = 0.0, None
