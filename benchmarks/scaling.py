@@ -4,6 +4,7 @@ from typing import Any
 
 NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # bytes a second
 ALONE = ("clip", "optimizer", "Muon", "average")  # parts every rank does in full
+ASSUMED = {"precision": "assumed GPU step of 1/60 s", "parts": {"whole step": 1 / 60}}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -29,8 +30,11 @@ def pays(measured: dict[str, float], gradient_bytes: int, speed: float) -> int:
 
 
 def table(training: list[dict[str, Any]], parameters: int) -> list[str]:
-    """Markdown: the speed-up over one rank, for both number formats and networks."""
-    rows = [r for r in training if r["preset"] == "original" and "parts" in r]
+    """Markdown: the speed-up over one rank, for both number formats and networks.
+
+    The last rows take a step as a GPU is meant to do it: assumed, since none was measured.
+    """
+    rows = [r for r in training if r["preset"] == "original" and "parts" in r] + [ASSUMED]
     lines = [
         "| model of `--preset original`, speed-up with N ranks | "
         + " | ".join(map(str, RANKS))

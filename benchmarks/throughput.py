@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks import measure, sampling, scaling, streaming
-from benchmarks.contenders import CONTENDERS, Task
+from benchmarks.contenders import CONTENDERS, Task, unet_of_diffusers
+from config import Config
 from prepare import build
 from utils.devices import pick_device
 
@@ -46,7 +49,9 @@ def main() -> None:
         for row in training(preset, precision, device, flags.quick, results["peaks"][precision])
     ]
     results["memory"] = [] if flags.quick else memory(device)
-    results["parameters"] = parameters("original")
+    results["networks"] = {
+        f"{preset}, {loop}": network(preset, loop) for preset in PRESETS for loop in NETWORKS
+    }
     results["streaming"] = stream(device, flags.quick)
     results["sampling"] = sample(device, flags.quick)
     results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
@@ -58,10 +63,27 @@ def main() -> None:
         plot_speed(results, flags.out / "throughput.png")
 
 
-def parameters(preset: str) -> int:
-    """Of a preset's network."""
-    model, _ = build(Task(preset, "fp32", torch.device("cpu")).config, "meta")
-    return sum(p.numel() for p in model.parameters())
+def network(preset: str, loop: str) -> dict[str, int]:
+    """Parameters, and FLOPs of one image forwards."""
+    config = Task(preset, "fp32", torch.device("cpu")).config
+    model, x = NETWORKS[loop](preset, config)
+    t, y = torch.ones(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        work = measure.flops(lambda: model(x, t, y if config.model.num_classes else None))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "flops": work}
+
+
+def our_network(_: str, config: Config) -> tuple[nn.Module, Tensor]:
+    return build(config)[0], torch.zeros(1, 1, *[config.data.image_size] * 2)
+
+
+def their_network(preset: str, config: Config) -> tuple[nn.Module, Tensor]:
+    """Which is given the image already in patches."""
+    x = F.pixel_unshuffle(our_network(preset, config)[1], config.model.patch_size)
+    return unet_of_diffusers(preset), x
+
+
+NETWORKS = {"ours": our_network, "diffusers": their_network}
 
 
 def data_flags(root: str | None) -> list[str]:
@@ -87,7 +109,8 @@ def training(
         if name != "diffusers":  # its network does a little more or less
             rows[-1]["of_peak"] = share
     with measure.timed_parts(device) as spent:
-        runs["ours"](steps)
+        whole = measure.seconds(lambda: runs["ours"](steps), device)
+    spent["data, log, bar"] = whole - spent["whole step"]
     rows[0]["parts"] = {name: spent[name] / steps for name in spent}
     return rows
 
@@ -137,7 +160,12 @@ def table(results: dict[str, Any]) -> str:
     h = results["hardware"]
     lines = [
         f"{h['cpu']}, {h['cores']} cores, GPU {h['gpu']}, torch {h['torch']}, "
-        f"diffusers {h['diffusers']}",
+        f"diffusers {h['diffusers']}; peak in GFLOP/s: "
+        + ", ".join(
+            f"{dtype} {name} {rate / 1e9:.0f}"
+            for dtype, rates in results["peaks"].items()
+            for name, rate in rates.items()
+        ),
         "",
         "| preset | format | loop | images/s (low - high) | of the peak | against diffusers |",
         "|---|---|---|---|---|---|",
@@ -154,6 +182,9 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             f"| {r['preset']} | {r['precision']} | {r['loop']} | {rate} | {share} | {ratio:.2f} |"
         )
+    nets = results["networks"].items()
+    lines += ["", "| network | parameters | GFLOP forward, an image |", "|---|---|---|"]
+    lines += [f"| {name} | {n['parameters']:,} | {n['flops'] / 1e9:.3f} |" for name, n in nets]
     lines += ["", "| 64 images | steps | seconds warm | seconds cold |", "|---|---|---|---|"]
     s = results["sampling"]
     for name, t in s["warm_seconds"].items():
@@ -170,7 +201,12 @@ def table(results: dict[str, Any]) -> str:
     ]
     lines += ["", *memory_table(results["memory"]), "", *parts_table(results["training"])]
     if any(row["preset"] == "original" for row in results["training"]):
-        lines += ["", *scaling.table(results["training"], results["parameters"])]
+        lines += [
+            "",
+            *scaling.table(
+                results["training"], results["networks"]["original, ours"]["parameters"]
+            ),
+        ]
     return "\n".join(lines)
 
 
