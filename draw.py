@@ -16,11 +16,7 @@ from tqdm import tqdm
 from config import Config, ConfigError, Parser, add_options, check_range, flag
 from data import DataError, ReadError
 from diffusion import (
-    LOSSES,
-    PREDICTIONS,
-    SAMPLERS,
-    SCHEDULES,
-    VARIANCES,
+    NAMES,
     GaussianDiffusion,
     guided,
     make_diffusion,
@@ -36,14 +32,7 @@ from utils.images import to_uint8
 from utils.optim import PowerAverage
 from utils.seeding import image_noise
 
-CHOICES = {
-    "norm": NORMS,
-    "schedule": [*SCHEDULES, "manual"],
-    "prediction": PREDICTIONS,
-    "loss": LOSSES,
-    "sampler": SAMPLERS,
-    "variance": VARIANCES,
-}
+CHOICES = {**NAMES, "norm": NORMS}
 
 
 BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)

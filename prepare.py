@@ -12,11 +12,7 @@ import torch
 from config import PRESETS, Config, ConfigError, Parser, TrainConfig, add_options
 from data import DATASETS, DataError, DataNotFound, ImageSet, load
 from diffusion import (
-    LOSSES,
-    PREDICTIONS,
-    SAMPLERS,
-    SCHEDULES,
-    VARIANCES,
+    NAMES,
     GaussianDiffusion,
     make_diffusion,
     options_of,
@@ -30,17 +26,13 @@ from utils.optim import DECAYS, OPTIMIZERS, Plan, PowerAverage
 from utils.seeding import mix
 
 CHOICES = {
+    **NAMES,
     "dataset": DATASETS,
     "norm": NORMS,
-    "schedule": [*SCHEDULES, "manual"],
-    "prediction": PREDICTIONS,
-    "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "decay": DECAYS,
     "precision": ("auto", "bf16", "fp32"),
     "compile": ("auto", "on", "off"),
-    "sampler": SAMPLERS,
-    "variance": VARIANCES,
 }
 COPIES = 4  # of the weights: themselves, gradient, average and momentum
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays, on CUDA

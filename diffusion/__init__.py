@@ -6,9 +6,19 @@ from diffusion.likelihood import DRAWS, Bound, bounds, last_variances, x0_errors
 from diffusion.samplers import SAMPLERS, VARIANCES, guided, last, make_sampler, options_of
 from diffusion.schedules import SCHEDULES, make_alphas
 
+# The names that the settings of a process and its sampler can take.
+NAMES = {
+    "schedule": [*SCHEDULES, "manual"],
+    "prediction": PREDICTIONS,
+    "loss": LOSSES,
+    "sampler": SAMPLERS,
+    "variance": VARIANCES,
+}
+
 __all__ = [
     "DRAWS",
     "LOSSES",
+    "NAMES",
     "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
