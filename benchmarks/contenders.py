@@ -34,6 +34,7 @@ from utils.logs import open_log
 from utils.optim import PowerAverage
 from utils.signals import StopSignal
 
+IMAGES = 12_800  # in memory
 STEPS = 10**6  # of a plan that never ends
 Contender = Callable[[int], None]
 
@@ -81,7 +82,7 @@ def start(task: Task) -> tuple[Training, object]:
 
 def ours(task: Task) -> Contender:
     """train.train_epoch as it is."""
-    return loop(task, task.images(60_000))
+    return loop(task, task.images(IMAGES))
 
 
 def checkpointed(task: Task) -> Contender:
@@ -144,11 +145,11 @@ def plain(task: Task) -> Contender:
     model.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-4, foreach=False)
     ema = deepcopy(model)
-    loader = loader_of(task)
+    batches = batches_of(task)
 
     def run(n: int) -> None:
         attend, models.blocks.attend = models.blocks.attend, F.scaled_dot_product_attention
-        for (x_0, y), _ in zip(loader, range(n), strict=False):
+        for _, (x_0, y) in zip(range(n), batches, strict=False):
             x_0, y = x_0.to(task.device), y.to(task.device)
             t = torch.randint(1, 1001, (len(x_0),), device=task.device)
             noise = torch.randn_like(x_0)
@@ -175,11 +176,11 @@ def diffusers(task: Task) -> Contender:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     rate = get_cosine_schedule_with_warmup(optimizer, 500, STEPS)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    loader, patch = loader_of(task), task.config.model.patch_size
+    batches, patch = batches_of(task), task.config.model.patch_size
     classes = model.config.num_class_embeds
 
     def run(n: int) -> None:
-        for (x_0, y), _ in zip(loader, range(n), strict=False):
+        for _, (x_0, y) in zip(range(n), batches, strict=False):
             x_0, y = F.pixel_unshuffle(x_0.to(task.device), patch), y.to(task.device)
             noise = torch.randn_like(x_0)
             t = torch.randint(0, 1000, (len(x_0),), device=task.device)
@@ -227,11 +228,13 @@ def unet_of_diffusers(preset: str) -> UNet2DModel:
     )
 
 
-def loader_of(task: Task) -> DataLoader:
-    """Shuffled, in the main process, images already decoded: kind to whoever uses it."""
-    images = task.images(60_000)
+def batches_of(task: Task) -> Iterator[list[Tensor]]:
+    """Of a DataLoader without end, shuffled, in the main process, of decoded images: kind."""
+    images = task.images(IMAGES)
     dataset = TensorDataset(normalize(images.images.cpu()), images.labels.cpu())
-    return DataLoader(dataset, task.config.train.batch_size, shuffle=True)
+    loader = DataLoader(dataset, task.config.train.batch_size, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
 
 
 def sampling_network(task: Task) -> nn.Module:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def flops(action: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """The best FLOP/s of a large matrix product, and of a large convolution with its gradient."""
     n = 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -80,7 +79,7 @@ def peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, f
     x = x.to(memory_format=torch.channels_last)
     actions = {"matmul": lambda: a @ b, "convolution": lambda: conv(x).sum().backward()}
     work = {name: flops(action) for name, action in actions.items()}
-    times = interleaved(actions, 3 * repeats, device)
+    times = interleaved(actions, 8, device)
     return {name: work[name] / min(times[name]) for name in actions}
 
 
@@ -131,10 +130,13 @@ def train_two_steps(
 
     place = torch.device(device)
     CONTENDERS[contender](Task(preset, precision, place, bool(checkpointing)))(2)
-    if place.type == "cuda":
-        print(torch.cuda.max_memory_allocated(place))
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(torch.cuda.max_memory_allocated(place) if place.type == "cuda" else resident())
+
+
+def resident() -> int:
+    """Bytes of memory this process had at most. Linux; getrusage counts the parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def output(command: list[str], where: Path = ROOT) -> str:
@@ -146,8 +148,8 @@ def output(command: list[str], where: Path = ROOT) -> str:
     return result.stdout
 
 
-def start_up(device: str, data: list[str]) -> dict[str, float]:
-    """Seconds from typing to the first finished step, and to a picture of 64 images on the disk."""
+def start_up(device: str, data: list[str]) -> dict[str, dict[str, float]]:
+    """Seconds from typing to the first finished step; what of it is the import of torch."""
     first_step = (
         "import os, sys, train; original = train.train_step\n"
         "def once(*arguments): original(*arguments); os._exit(0)\n"
@@ -156,17 +158,12 @@ def start_up(device: str, data: list[str]) -> dict[str, float]:
     flags = ["--device", device]
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        script = [sys.executable, str(ROOT / "train.py"), *flags, *data]
-        output([*script, "--max-steps", "2", "--steps", "2"], where)
-        draw = [sys.executable, str(ROOT / "sample.py"), "--ckpt", "latest", "--num", "64", *flags]
-        draw += ["--steps", "20"]  # the default, but not that of the short run above
         actions = {
             "first step": lambda: output([sys.executable, "-c", first_step, *flags, *data], where),
-            "first grid": lambda: output([*draw, "--overwrite"], where),
             "import torch": lambda: output([sys.executable, "-c", "import torch"]),
         }
         times = interleaved(actions, 3, torch.device("cpu"))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: spread(values) for name, values in times.items()}
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
@@ -182,6 +179,8 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "bf16": "avx512_bf16" in flags or "amx_bf16" in flags,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+        "commit": output(["git", "rev-parse", "--short", "HEAD"]).strip(),
+        "date": time.strftime("%Y-%m-%d"),
         "torch": str(torch.__version__),
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),

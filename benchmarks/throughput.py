@@ -7,9 +7,11 @@ Writes a table, results/throughput.json and results/throughput.png.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure, sampling, scaling, streaming
-from benchmarks.contenders import CONTENDERS, Task, unet_of_diffusers
+from benchmarks.contenders import CONTENDERS, Contender, Task, unet_of_diffusers
 from config import Config
 from prepare import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"
-PRESETS = {"original": (1, 3), "mnist": (40, 7)}  # steps a repeat, repeats
+REPEATS = {"original": 3, "mnist": 7}
+SECONDS = 2.0  # of each repeat, at least
+Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -38,23 +42,20 @@ def main() -> None:
     flags = parser.parse_args()
     device = pick_device(flags.device)
     results: dict[str, Any] = {"hardware": measure.hardware(device), "quick": flags.quick}
-    results["peaks"] = {
-        name: measure.peaks(device, dtype, 1 if flags.quick else 5)
-        for name, dtype in DTYPES.items()
-    }
     results["training"] = [
         row
-        for preset in (("mnist",) if flags.quick else PRESETS)
+        for preset in (("mnist",) if flags.quick else REPEATS)
         for precision in DTYPES
-        for row in training(preset, precision, device, flags.quick, results["peaks"][precision])
+        for row in training(preset, precision, device, flags.quick)
     ]
     results["memory"] = [] if flags.quick else memory(device)
     results["networks"] = {
-        f"{preset}, {loop}": network(preset, loop) for preset in PRESETS for loop in NETWORKS
+        f"{preset}, {loop}": network(preset, loop) for preset in REPEATS for loop in NETWORKS
     }
     results["streaming"] = stream(device, flags.quick)
-    results["sampling"] = sample(device, flags.quick)
-    results["start_up"] = measure.start_up(str(device), data_flags(flags.data_root))
+    data = data_flags(flags.data_root)
+    results["sampling"] = sample(device, flags.quick, data)
+    results["start_up"] = measure.start_up(str(device), data)
     measure.write(flags.out / "throughput.json", results)
     print(table(results))
     if not flags.quick:
@@ -90,29 +91,47 @@ def data_flags(root: str | None) -> list[str]:
     return ["--dataset", "mnist", "--data-root", root] if root else ["--dataset", "digits"]
 
 
-def training(
-    preset: str, precision: str, device: torch.device, quick: bool, peak: dict[str, float]
-) -> list[dict[str, Any]]:
-    """Images per second of every contender, and for ours the parts of a step."""
-    task = Task(preset, precision, device)
-    steps, repeats = (2, 2) if quick else PRESETS[preset]
-    images = steps * task.config.train.batch_size
-    runs = {name: make(task) for name, make in CONTENDERS.items()}
+def training(preset: str, precision: str, device: torch.device, quick: bool) -> list[Row]:
+    """Images per second of every contender, and for ours the parts of a step.
+
+    The peaks are measured before and after, since the machine may be shared.
+    """
     print(f"{preset} {precision}", file=sys.stderr, flush=True)
-    work = measure.flops(lambda: runs["bare"](1)) * steps
+    task, repeats = Task(preset, precision, device), 2 if quick else REPEATS[preset]
+    runs = {name: make(task) for name, make in CONTENDERS.items()}
+    runs["bare"](2)
+    steps = 2 if quick else math.ceil(SECONDS / measure.seconds(lambda: runs["bare"](1), device))
+    images = steps * task.config.train.batch_size
+    work = {
+        name: steps * measure.flops(lambda n=name: runs[n](1)) for name in ("bare", "diffusers")
+    }
     actions = {name: lambda run=run: run(steps) for name, run in runs.items()}
-    rows = []
-    for name, times in measure.interleaved(actions, repeats, device).items():
-        rate = measure.spread([images / t for t in times])
-        share = work / statistics.median(times) / max(peak.values())
-        rows.append({"preset": preset, "precision": precision, "loop": name, **rate})
-        if name != "diffusers":  # its network does a little more or less
-            rows[-1]["of_peak"] = share
-    with measure.timed_parts(device) as spent:
-        whole = measure.seconds(lambda: runs["ours"](steps), device)
-    spent["data, log, bar"] = whole - spent["whole step"]
-    rows[0]["parts"] = {name: spent[name] / steps for name in spent}
+    before = measure.peaks(device, DTYPES[precision])
+    times = measure.interleaved(actions, repeats, device)
+    after = measure.peaks(device, DTYPES[precision])
+    peak = {name: max(before[name], after[name]) for name in before}
+    bare, rows = statistics.median(times["bare"]), []
+    for name, own in times.items():
+        median = statistics.median(own)
+        rate = work["diffusers" if name == "diffusers" else "bare"] / median
+        row = {"preset": preset, "precision": precision, "loop": name, "steps": steps}
+        row |= {"of_bare": bare / median, "its": steps / median, "peaks": peak}
+        row |= {f"of_{peak_name}": rate / most for peak_name, most in peak.items()}
+        rows.append(row | measure.spread([images / t for t in own]))
+    rows[0]["parts"] = parts(runs["ours"], steps, repeats, device)
     return rows
+
+
+def parts(run: Contender, steps: int, repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each part of a step."""
+    found = defaultdict(list)
+    for _ in range(repeats):
+        with measure.timed_parts(device) as spent:
+            whole = measure.seconds(lambda: run(steps), device)
+        spent["data, log, bar"] = whole - spent["whole step"]
+        for name, value in spent.items():
+            found[name].append(value / steps)
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def memory(device: torch.device) -> list[dict[str, Any]]:
@@ -140,19 +159,16 @@ def stream(device: torch.device, quick: bool) -> dict[str, Any]:
         return rates | {"decoded by one process": streaming.decoding_rate(Path(folder))}
 
 
-def sample(device: torch.device, quick: bool) -> dict[str, Any]:
-    """Seconds to 64 images, and of a process of its own in which diffusers draws and saves them."""
+def sample(device: torch.device, quick: bool, data: list[str]) -> dict[str, Any]:
+    """Seconds to 64 images in a running process, and from typing to the picture on the disk."""
     print("sampling", file=sys.stderr, flush=True)
-    task = Task("mnist", "fp32", device)
-    times = measure.interleaved(sampling.grids(task), 1 if quick else 5, device)
-    warm = {name: measure.spread(values) for name, values in times.items()}
+    task, repeats = Task("mnist", "fp32", device), 1 if quick else 5
+    warm = measure.interleaved(sampling.grids(task), repeats, device)
     with tempfile.TemporaryDirectory() as folder:
-        cold = {}
-        for name in ("ddpm",) if quick else sampling.STEPS:
-            path = str(Path(folder, f"{name}.png"))
-            command = [sys.executable, "-m", "benchmarks.sampling", name, str(device), path]
-            cold[f"diffusers {name}"] = measure.seconds(lambda c=command: measure.output(c), device)
-    return {"steps": sampling.STEPS, "warm_seconds": warm, "cold_seconds": cold}
+        ways = sampling.from_typing(Path(folder), str(device), data)
+        cold = measure.interleaved(ways, min(repeats, 3), torch.device("cpu"))
+    spreads = ({name: measure.spread(own) for name, own in times.items()} for times in (warm, cold))
+    return {"steps": sampling.STEPS, **dict(zip(("warm", "cold"), spreads, strict=True))}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -160,15 +176,11 @@ def table(results: dict[str, Any]) -> str:
     h = results["hardware"]
     lines = [
         f"{h['cpu']}, {h['cores']} cores, GPU {h['gpu']}, torch {h['torch']}, "
-        f"diffusers {h['diffusers']}; peak in GFLOP/s: "
-        + ", ".join(
-            f"{dtype} {name} {rate / 1e9:.0f}"
-            for dtype, rates in results["peaks"].items()
-            for name, rate in rates.items()
-        ),
+        f"diffusers {h['diffusers']}, commit {h['commit']}, {h['date']}",
         "",
-        "| preset | format | loop | images/s (low - high) | of the peak | against diffusers |",
-        "|---|---|---|---|---|---|",
+        "| preset | format | loop | images/s (low - high) | it/s | of bare "
+        "| of the convolution peak | of the matmul peak | against diffusers |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     theirs = {
         (r["preset"], r["precision"]): r["median"]
@@ -176,22 +188,23 @@ def table(results: dict[str, Any]) -> str:
         if r["loop"] == "diffusers"
     }
     for r in results["training"]:
-        share = f"{r['of_peak']:.0%}" if "of_peak" in r else ""
+        shares = f"{r['of_bare']:.0%} | {r['of_convolution']:.0%} | {r['of_matmul']:.0%}"
         ratio = r["median"] / theirs[r["preset"], r["precision"]]
         rate = f"{r['median']:.1f} ({r['low']:.1f} - {r['high']:.1f})"
-        lines.append(
-            f"| {r['preset']} | {r['precision']} | {r['loop']} | {rate} | {share} | {ratio:.2f} |"
-        )
+        speed = f"{rate} | {r['its']:.2f} | {shares} | {ratio:.2f}"
+        lines.append(f"| {r['preset']} | {r['precision']} | {r['loop']} | {speed} |")
     nets = results["networks"].items()
     lines += ["", "| network | parameters | GFLOP forward, an image |", "|---|---|---|"]
     lines += [f"| {name} | {n['parameters']:,} | {n['flops'] / 1e9:.3f} |" for name, n in nets]
-    lines += ["", "| 64 images | steps | seconds warm | seconds cold |", "|---|---|---|---|"]
     s = results["sampling"]
-    for name, t in s["warm_seconds"].items():
-        cold = f"{s['cold_seconds'][name]:.1f}" if name in s["cold_seconds"] else ""
-        lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {t['median']:.2f} | {cold} |")
+    head = "| 64 images | steps | images/s | seconds | seconds from typing to the file |"
+    lines += ["", head, "|---" * 5 + "|"]
+    for name, t in s["warm"].items():
+        cold = s["cold"][name]["median"]
+        rate = f"{64 / t['median']:.0f} | {t['median']:.2f} | {cold:.1f}"
+        lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {rate} |")
     lines += ["", "| from typing to | seconds |", "|---|---|"]
-    lines += [f"| {name} | {t:.1f} |" for name, t in results["start_up"].items()]
+    lines += [f"| {name} | {t['median']:.1f} |" for name, t in results["start_up"].items()]
     rates = results["streaming"]
     lines += [
         "",
