@@ -253,6 +253,7 @@ PRESETS: dict[str, Config] = {
         timesteps=50,
         epochs=1,
         max_steps=30,
+        lr=2e-3,
         warmup_steps=5,
         steps=5,
     ),

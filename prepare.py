@@ -174,19 +174,20 @@ def prepare(
         if state["scheduler"] and not flags.replan:
             training.plan = Plan(**state["scheduler"])
     model.checkpoint_activations = c.checkpoint_activations
-    if compiles(c, device, training.plan):
-        model.compile()  # in place, so that the names in its state stay
+    ahead = training.plan and training.plan.total_steps - training.step
+    if compiles(c, device, ahead):
+        model.compile(dynamic=False)  # in place, so that the names in its state stay
     training.network = ranks.wrap(model)
     return training
 
 
-def compiles(c: TrainConfig, device: torch.device, plan: Plan | None) -> bool:
-    """Whether to compile the network.
+def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:
+    """Whether to compile the network. ahead: the steps to come, None before they are known.
 
     On a CPU that takes one to three minutes and gains at most a tenth, so auto does it on CUDA
-    alone, and there for plans of COMPILE_STEPS or COMPILE_MINUTES.
+    alone, and there for COMPILE_STEPS or COMPILE_MINUTES that are still to come.
     """
     if c.compile != "auto":
         return c.compile == "on"
-    long = c.max_minutes >= COMPILE_MINUTES or (plan and plan.total_steps >= COMPILE_STEPS)
-    return device.type == "cuda" and bool(long)
+    long = c.max_minutes >= COMPILE_MINUTES if ahead is None else ahead >= COMPILE_STEPS
+    return device.type == "cuda" and long
