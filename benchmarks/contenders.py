@@ -95,6 +95,7 @@ def loop(task: Task, images: ImageSet) -> Contender:
     training, diffusion = start(task)
     config, clock = task.config, Clock(task.device)
     size = config.train.batch_size
+    clock.step_seconds = 0.0  # known, else it would announce how long the plan takes
 
     def run(n: int) -> None:
         training.epochs, training.step = Epochs(n * size, size), 0
