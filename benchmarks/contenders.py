@@ -140,8 +140,8 @@ def bare(task: Task) -> Contender:
 
 def plain(task: Task) -> Contender:
     """NCHW memory, fused attention, a DataLoader, Python loops, a loss read every step."""
-    _, diffusion = start(task)
-    model, _ = build(task.config)
+    model, diffusion = build(task.config)
+    diffusion = diffusion.to(task.device)
     model = model.to(task.device, memory_format=torch.contiguous_format)
     model.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-4, foreach=False)

@@ -11,7 +11,6 @@ import math
 import statistics
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure, sampling, scaling, streaming
-from benchmarks.contenders import CONTENDERS, Contender, Task, unet_of_diffusers
+from benchmarks.contenders import CONTENDERS, Task, unet_of_diffusers
+from benchmarks.workers import workers
 from config import Config
 from prepare import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = {"original": 3, "mnist": 7}
+GROUPS = (("ours", "checkpointed", "bare"), ("plain", "diffusers"))  # that share a process
 SECONDS = 2.0  # of each repeat, at least
 Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -98,40 +99,30 @@ def training(preset: str, precision: str, device: torch.device, quick: bool) -> 
     """
     print(f"{preset} {precision}", file=sys.stderr, flush=True)
     task, repeats = Task(preset, precision, device), 2 if quick else REPEATS[preset]
-    runs = {name: make(task) for name, make in CONTENDERS.items()}
-    runs["bare"](2)
-    steps = 2 if quick else math.ceil(SECONDS / measure.seconds(lambda: runs["bare"](1), device))
-    images = steps * task.config.train.batch_size
-    work = {
-        name: steps * measure.flops(lambda n=name: runs[n](1)) for name in ("bare", "diffusers")
-    }
-    actions = {name: lambda run=run: run(steps) for name, run in runs.items()}
     before = measure.peaks(device, DTYPES[precision])
-    times = measure.interleaved(actions, repeats, device)
+    with workers(GROUPS, task) as by_name:
+        bare = by_name["bare"]
+        bare.ask("run", "bare", 2)
+        once = measure.seconds(lambda: bare.ask("run", "bare", 1), device)
+        steps = 2 if quick else math.ceil(SECONDS / once)
+        work = {name: steps * by_name[name].ask("flops", name) for name in ("bare", "diffusers")}
+        actions = {
+            name: lambda name=name: by_name[name].ask("run", name, steps) for name in CONTENDERS
+        }
+        times = measure.interleaved(actions, repeats, device)
+        parts = by_name["ours"].ask("parts", "ours", steps, repeats)
     after = measure.peaks(device, DTYPES[precision])
     peak = {name: max(before[name], after[name]) for name in before}
-    bare, rows = statistics.median(times["bare"]), []
+    images, rows = steps * task.config.train.batch_size, []
     for name, own in times.items():
         median = statistics.median(own)
         rate = work["diffusers" if name == "diffusers" else "bare"] / median
         row = {"preset": preset, "precision": precision, "loop": name, "steps": steps}
-        row |= {"of_bare": bare / median, "its": steps / median, "peaks": peak}
+        row |= {"of_bare": statistics.median(times["bare"]) / median, "its": steps / median}
         row |= {f"of_{peak_name}": rate / most for peak_name, most in peak.items()}
-        rows.append(row | measure.spread([images / t for t in own]))
-    rows[0]["parts"] = parts(runs["ours"], steps, repeats, device)
+        rows.append(row | {"peaks": peak} | measure.spread([images / t for t in own]))
+    rows[0]["parts"] = parts
     return rows
-
-
-def parts(run: Contender, steps: int, repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part of a step."""
-    found = defaultdict(list)
-    for _ in range(repeats):
-        with measure.timed_parts(device) as spent:
-            whole = measure.seconds(lambda: run(steps), device)
-        spent["data, log, bar"] = whole - spent["whole step"]
-        for name, value in spent.items():
-            found[name].append(value / steps)
-    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def memory(device: torch.device) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Where to compute, and in which number format."""
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -26,13 +27,33 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+# Of mallopt, from malloc.h of the GNU C library.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
 def tune(device: torch.device) -> None:
     """On CUDA: TensorFloat-32 where float32 is multiplied, as float32 alone would leave most of the
-    hardware idle, and convolution kernels chosen by a race at each new size of input.
+    hardware idle, and convolution kernels chosen by a race at each new size of input. On a CPU:
+    freed memory is kept.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+    else:
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have the GNU C library keep freed memory for the next step. Elsewhere it does nothing.
+
+    By itself it takes every tensor above 32 MB from the system and gives it back, and the system
+    clears it anew each time: a quarter of a step of the original preset in float32.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_ARENA_MAX, 1)  # the thread of the backward pass frees what the main one took
 
 
 @contextmanager
