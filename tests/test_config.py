@@ -109,7 +109,7 @@ def test_help_shows_every_flag_with_its_default():
         for f in fields(section):
             shown = "--" + f.name.replace("_", "-") in text
             assert shown == (f.name != "image_channels")  # which follows from the data
-    assert "[0.002]" in text
+    assert "[0.0007]" in text
 
 
 @pytest.mark.parametrize(
