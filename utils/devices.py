@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
     """Have the GNU C library keep freed memory for the next step. Elsewhere it does nothing.
 
     By itself it takes every tensor above 32 MB from the system and gives it back, and the system
-    clears it anew each time: a quarter of a step of the original preset in float32.
+    clears it anew each time: a seventh of a step of the original preset, in float32.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
