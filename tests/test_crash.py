@@ -249,7 +249,7 @@ def test_the_order_of_the_images_goes_on_at_every_step():
 
 def test_a_changed_setting_is_named_and_recorded():
     with folder() as where:
-        assert run(where, [*SMALL, "--max-steps", "8"]).code == 0
+        assert run(where, [*SMALL, "--lr", "2e-3", "--max-steps", "8"]).code == 0
         again = ["--resume", "auto", "--device", "cpu"]
         ended = run(where, [*again, "--lr", "1e-3", "--max-steps", "12"])
         assert ended.code == 0, ended.err

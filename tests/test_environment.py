@@ -204,7 +204,7 @@ def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
         ("broken_weight", first),
     ):
         with folder() as where:
-            ended = run(where, AGAIN, f"sabotage.{hook}", 12)
+            ended = run(where, [*AGAIN, "--lr", "2e-3"], f"sabotage.{hook}", 12)
             assert ended.code == 1
             assert "step 12 (seed 0): loss" in ended.err
             for word in ("learning rate", "--lr 0.001", "--replay 12", "step_00000010.pt", blame):
