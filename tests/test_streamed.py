@@ -33,13 +33,14 @@ def unbroken(flags) -> str:
         return result(where)
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_number_of_workers_changes_nothing(flags, unbroken, n):
     with folder() as where:
         assert run(where, flags, "sabotage.workers", n).code == 0
         assert result(where) == unbroken
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_workers_changes_nothing(flags, unbroken):
     with folder() as where:
         for step, workers in ((7, 1), (13, 4)):
@@ -60,7 +61,7 @@ def test_with_another_seed_the_result_differs(flags, unbroken):
         assert result(where) != unbroken
 
 
-@pytest.mark.parametrize("step", [20, 24])
+@pytest.mark.parametrize("step", [pytest.param(20, marks=pytest.mark.slow), 24])
 def test_a_killed_worker_is_one_line_and_costs_nothing(flags, step):
     """Early in an epoch of 18 steps, when most of it is still to be read."""
     long = [*flags, "--batch-size", "2", "--max-steps", "36"]
