@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, ConfigError, Parser, add_options, check_range, flag
-from data import DataError, ReadError
+from data import DataError, ReadError, deaths_of_workers
 from diffusion import (
     NAMES,
     GaussianDiffusion,
@@ -33,15 +33,14 @@ from utils.optim import PowerAverage
 from utils.seeding import image_noise
 
 CHOICES = {**NAMES, "norm": NORMS}
-
-
 BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError)
 
 
 def exit_code(program: str, work: Callable[[], None]) -> int:
     """Do it. Exit code 0: done, 1: failed on the way, 2: bad input, 130: interrupted."""
     try:
-        work()
+        with deaths_of_workers():
+            work()
     except BAD_INPUT as e:
         print(f"{program}: error: {e}", file=sys.stderr)
         return 2

@@ -113,6 +113,7 @@ def table(rows: list[Score]) -> str:
 
 
 def line(row: Score) -> str:
+    """A row of the table."""
     cells = f"{row.fid:.2f} | {row.precision:.3f} | {row.recall:.3f} | {row.accuracy:.1%}"
     return f"| {row.name} | {row.steps:,} | {cells} |"
 

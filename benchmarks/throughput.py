@@ -76,6 +76,7 @@ def network(preset: str, loop: str) -> dict[str, int]:
 
 
 def our_network(_: str, config: Config) -> tuple[nn.Module, Tensor]:
+    """And an image for it."""
     return build(config)[0], torch.zeros(1, 1, *[config.data.image_size] * 2)
 
 
@@ -89,6 +90,7 @@ NETWORKS = {"ours": our_network, "diffusers": their_network}
 
 
 def data_flags(root: str | None) -> list[str]:
+    """MNIST where its folder was named, else drawn digits."""
     return ["--dataset", "mnist", "--data-root", root] if root else ["--dataset", "digits"]
 
 
@@ -215,6 +217,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Peak memory as Markdown."""
     lines = ["| original, batch 128 | format | peak memory |", "|---|---|---|"]
     return lines + [
         f"| {r['loop']} | {r['precision']} | {r['bytes'] / 2**30:.1f} GiB |" for r in rows

@@ -103,6 +103,7 @@ def compete(
 
 
 def picture(name: str, minutes: float) -> str:
+    """The file of a contender's samples."""
     return f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}.png"
 
 
@@ -116,6 +117,7 @@ def table(rows: list[Score]) -> str:
 
 
 def line(row: Score) -> str:
+    """A row of the table."""
     right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
     trained = f"{row.name} | {row.minutes:g} | {row.seed} | {row.steps:,}"
     scored = f"{row.fid:.2f} ({row.floor:.2f}) | {row.precision:.3f} | {row.recall:.3f} | {right}"
