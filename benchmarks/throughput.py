@@ -142,7 +142,7 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
 def stream(device: torch.device, quick: bool) -> dict[str, Any]:
     """Images per second at 64 x 64 from a folder of JPEGs and from memory."""
     print("streaming", file=sys.stderr, flush=True)
-    batches, repeats = (2, 1) if quick else (14, 5)
+    batches, repeats = (2, 1) if quick else (50, 3)
     with tempfile.TemporaryDirectory() as folder:
         runs = streaming.contenders(Path(folder), device, batches)
         actions = {name: lambda run=run: run(batches) for name, run in runs.items()}

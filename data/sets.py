@@ -4,7 +4,9 @@ A set has ``name``, ``image_shape`` (C, H, W), ``num_classes``, ``source`` (a li
 it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batches(indices, size)``.
 """
 
+import atexit
 import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -142,6 +144,14 @@ def ignore_interrupts(_worker: int) -> None:
     """Ctrl-C, and torchrun's SIGTERM, go to every process, but it is the main one that decides."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """After an error that nobody caught: Python would ask them by SIGTERM, and wait for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def normalize(images: Tensor) -> Tensor:

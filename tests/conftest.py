@@ -61,6 +61,18 @@ def content_hash(state) -> str:
     return sha.hexdigest()
 
 
+def pytest_sessionfinish(session) -> None:
+    """A worker hands over what it broke."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = faults.ROWS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """The counts of all workers, in one table."""
+    faults.ROWS.extend(getattr(node, "workeroutput", {}).get("faults", []))
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     """What was broken how often, and what came of it; also into the file $FAULT_TABLE.
 

@@ -38,7 +38,7 @@ def imported(source: str) -> set[str]:
 
 
 def leaf_files() -> list[Path]:
-    return [ROOT / "config.py", *(p for leaf in LEAVES for p in (ROOT / leaf).glob("*.py"))]
+    return [ROOT / "config.py", *sorted(p for leaf in LEAVES for p in (ROOT / leaf).glob("*.py"))]
 
 
 @pytest.mark.parametrize("path", leaf_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,10 +1,14 @@
 """Runs on images that worker processes read: killed, resumed, and with workers that die."""
 
+import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 import torch
-from faults import AGAIN, Process, checkpoints, count, folder, leftovers, result, run
+from faults import AGAIN, ROOT, Process, checkpoints, count, folder, leftovers, result, run
 
 from utils import images
 
@@ -76,3 +80,29 @@ def test_a_killed_worker_is_one_line_and_costs_nothing(flags, step):
         assert run(other, long).code == 0
         assert result(where) == result(other)
     count("SIGKILL of a worker that reads images", 1, 1, "one line, exit code 1, equal to the bit")
+
+
+@pytest.mark.parametrize("ended", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_an_error_that_nobody_catches_ends_the_program(flags, ended):
+    """Without `end_workers`, the control, its workers would keep it waiting for ever."""
+    root = flags[flags.index("--data-root") + 1]
+    lines = ["import atexit, torch, data, data.sets"]
+    lines += [] if ended else ["atexit.unregister(data.sets.end_workers)"]
+    lines += [f"images = data.load('folder', {root!r}, 16).to(torch.device('cpu'))"]
+    lines += ["next(images.batches(torch.tensor([99]), 2))"]  # there is no such image
+    command = [sys.executable, "-c", "\n".join(lines)]
+    program = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while "IndexError: " not in (line := program.stderr.readline()):
+            assert line
+        program.wait(10)
+        assert ended
+    except subprocess.TimeoutExpired:
+        assert not ended
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.stderr.close()
+        program.wait()
