@@ -44,7 +44,7 @@ def server(behave=None, seconds: float = 0.0):
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{served.server_port}/", asked
     finally:
