@@ -37,7 +37,8 @@ def unbroken(flags) -> str:
         return result(where)
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 4])
 def test_the_number_of_workers_changes_nothing(flags, unbroken, n):
     with folder() as where:
         assert run(where, flags, "sabotage.workers", n).code == 0
@@ -58,6 +59,7 @@ def test_killed_and_resumed_with_other_workers_changes_nothing(flags, unbroken):
     count("SIGKILL while workers read the images", 2, 2, "equal to the bit with 1, 2 or 4 workers")
 
 
+@pytest.mark.slow
 def test_with_another_seed_the_result_differs(flags, unbroken):
     """The control of the tests above."""
     with folder() as where:
