@@ -183,6 +183,7 @@ def is_of(value: Any, kind: Any) -> bool:
 
 
 def bounds(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The range of a field, as check_range takes it."""
     return {"least": metadata["least"], "most": metadata["most"]}
 
 

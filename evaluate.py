@@ -176,6 +176,7 @@ def judge_samples(
 
 
 def by_class(shares: list[float]) -> dict[str, float]:
+    """A row of a table: the share of each class."""
     return {str(label): share for label, share in enumerate(shares)}
 
 
@@ -196,6 +197,7 @@ def held_out(subject: Subject) -> dict[str, dict[str, float]]:
 
 
 def mean_and_error(values: Tensor) -> dict[str, float]:
+    """Of independent losses (N,), and the standard error of the mean."""
     return {"loss": values.mean().item(), "se": (values.std() / math.sqrt(len(values))).item()}
 
 
@@ -233,6 +235,7 @@ def bits(subject: Subject) -> dict[str, Any]:
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a table under its title."""
     print("\n" + table(title, rows), flush=True)
 
 

@@ -98,6 +98,7 @@ def bits(value: torch.Tensor) -> torch.Tensor:
 
 
 def compared(state: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal of a checkpoint."""
     return {part: state[part] for part in COMPARED}
 
 

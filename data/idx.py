@@ -154,6 +154,7 @@ def unpack(files: IdxFiles, name: str, packed: bytes, where: str) -> bytes:
 
 
 def check_sha256(files: IdxFiles, name: str, content: bytes, where: str) -> None:
+    """DataError unless the content is what was published under this name, where that is known."""
     expected, found = files.sha256.get(name), hashlib.sha256(content).hexdigest()
     if expected and found != expected:
         raise DataError(f"{where} is damaged: SHA-256 {found}, not {expected}")

@@ -147,6 +147,7 @@ def uniform_grid(diffusion: GaussianDiffusion, steps: int) -> list[int]:
 
 
 def check_steps(diffusion: GaussianDiffusion, steps: int) -> None:
+    """ValueError unless the process has so many steps to walk."""
     most = diffusion.timesteps - diffusion.first_timestep + 1
     if not 1 <= steps <= most:
         raise ValueError(f"steps must lie in 1..{most}, got {steps}")

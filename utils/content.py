@@ -71,6 +71,7 @@ def digest(content: Any, most_bytes: float = math.inf) -> str:
 
 
 def fits_its_storage(value: Tensor) -> bool:
+    """Whether the tensor is no larger than the memory behind it."""
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 

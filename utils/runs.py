@@ -67,6 +67,7 @@ def versions(root: Path) -> list[int]:
 
 
 def run_at(root: Path, number: int) -> Run:
+    """The two folders of a number."""
     name = f"version_{number}"
     return Run(root / "Inference" / name, root / "checkpoints" / name)
 
