@@ -89,8 +89,13 @@ def train(
         print(f"Already finished at step {training.step}; --epochs or --max-steps train further")
         return 0
 
-    resumed = flags.resume if state else None
-    run = ranks.from_first(lambda: runs.run_for(flags.run_root, resumed))
+    run = ranks.from_first(
+        lambda: (
+            runs.run_of(flags.resume)
+            if state and runs.is_in_run(flags.resume)
+            else runs.new_run(flags.run_root)
+        )
+    )
     if ranks.first:
         resume.sweep(run)
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
