@@ -89,13 +89,8 @@ def train(
         print(f"Already finished at step {training.step}; --epochs or --max-steps train further")
         return 0
 
-    run = ranks.from_first(
-        lambda: (
-            runs.run_of(flags.resume)
-            if state and runs.is_in_run(flags.resume)
-            else runs.new_run(flags.run_root)
-        )
-    )
+    resumed = flags.resume if state else None
+    run = ranks.from_first(lambda: runs.run_for(flags.run_root, resumed))
     if ranks.first:
         resume.sweep(run)
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)

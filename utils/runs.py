@@ -72,6 +72,11 @@ def run_at(root: Path, number: int) -> Run:
     return Run(root / "Inference" / name, root / "checkpoints" / name)
 
 
+def run_for(root: Path, resumed: Path | None) -> Run:
+    """The run that the resumed checkpoint lies in; else, also for somebody's copy, a new one."""
+    return run_of(resumed) if resumed and is_in_run(resumed) else new_run(root)
+
+
 def is_in_run(checkpoint: Path) -> bool:
     """Whether this checkpoint file lies in the folder of a run; else it is somebody's copy."""
     folder = checkpoint.resolve().parent
