@@ -8,12 +8,12 @@ results/ablation.csv or results/recipe.csv are kept: a benchmark that was stoppe
 """
 
 import argparse
+import re
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, read
+from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, add_place, place, read
 from config import Parser
 
 Rows = dict[str, dict[str, str]]  # flags of train.py: name of a row: flags of evaluate.py
@@ -62,7 +62,7 @@ RECIPE: Rows = {  # the first two differ in the seed alone; the last is the defa
 def main() -> None:
     """Fill the CSV, row by row; print the table."""
     parser = Parser(prog="ablation", description=__doc__)
-    parser.add_argument("--data-root", required=True, help="where MNIST is")
+    add_place(parser)
     parser.add_argument("--recipe", action="store_true", help="the rows of the recipe")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each row [%(default)s]")
     parser.add_argument("--num", type=int, default=5000, help="samples of each row [%(default)s]")
@@ -72,33 +72,36 @@ def main() -> None:
     rows = RECIPE if flags.recipe else FORMULATION
     out = flags.out or RESULTS / ("recipe.csv" if flags.recipe else "ablation.csv")
     scores = Scores(out)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(flags.jobs) as pool:
-        place = Place(Path(folder), flags.data_root, max(1, CORES // flags.jobs))
-        trials = [pool.submit(trial, place, scores, flags, *row) for row in rows.items()]
+    cores = max(1, CORES // flags.jobs)
+    with place(flags, cores) as where, ThreadPoolExecutor(flags.jobs) as pool:
+        trials = [pool.submit(trial, where, scores, flags, *row) for row in rows.items()]
         for done in trials:
             done.result()
     print(table(scores.rows))
 
 
 def trial(
-    place: Place,
+    where: Place,
     scores: Scores,
     flags: argparse.Namespace,
     train_flags: str,
     samplings: dict[str, str],
 ) -> None:
     """Train once and score every way of sampling from it, unless the CSV has them all."""
+    seed = int(re.findall(r"--seed (\d+)", f"--seed 0 {train_flags}")[-1])
     missing = {
-        name: own for name, own in samplings.items() if scores.missing([own], name, flags.minutes)
+        name: own
+        for name, own in samplings.items()
+        if scores.missing([own], name, flags.minutes, seed)
     }
     if not missing:
         return
     print(f"training for {flags.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)
-    version = place.train([*train_flags.split(), "--max-minutes", str(flags.minutes)])
+    ckpt = where.train([*train_flags.split(), "--max-minutes", str(flags.minutes)])
     for name, own in missing.items():
-        metrics = place.score(version, flags.num, own.split())
-        known = {"name": name, "train_flags": train_flags, "sample_flags": own, "seed": 0}
-        score = read(metrics, **known, minutes=flags.minutes, cores=place.cores)
+        metrics = where.score(ckpt, flags.num, own.split())
+        known = {"name": name, "train_flags": train_flags, "sample_flags": own, "seed": seed}
+        score = read(metrics, **known, minutes=flags.minutes, cores=where.cores)
         scores.add(score)
         print(line(score), file=sys.stderr, flush=True)
 

@@ -5,17 +5,17 @@ python -m benchmarks.time_to_quality --data-root datasets --only ours  # one con
 
 Contenders train one after the other on all cores, for the same minutes. `ours` has a run for each
 of them, since its rate falls to the end; the others, at a constant rate, have one run that is
-stopped on its way. What is in results/time_to_quality.csv already is kept.
+stopped on its way. What is in results/time_to_quality.csv already is kept, and with --run-root the
+runs and their judge are.
 """
 
 import argparse
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, read
+from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, add_place, place, read
 from config import Parser
 
 MINUTES = (3, 10, 25)
@@ -55,18 +55,17 @@ CONTENDERS = {
 def main() -> None:
     """Fill the CSV, then draw the plot and the table from it."""
     parser = Parser(prog="time_to_quality", description=__doc__)
-    parser.add_argument("--data-root", required=True, help="where MNIST is")
+    add_place(parser)
     parser.add_argument("--only", choices=CONTENDERS, help="one contender [all]")
     parser.add_argument("--seed", type=int, default=0, help="of training [%(default)s]")
     parser.add_argument("--minutes", type=float, nargs="*", default=MINUTES, help="[%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
     flags = parser.parse_args()
     scores = Scores(flags.out / "time_to_quality.csv")
-    with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder), flags.data_root, CORES)
+    with place(flags, CORES) as where:
         for name, contender in CONTENDERS.items():
             if flags.only in (None, name):
-                compete(place, scores, name, contender, flags)
+                compete(where, scores, name, contender, flags)
     print(table(scores.rows))
     from benchmarks.plot import plot_grids, plot_quality
 
@@ -76,29 +75,29 @@ def main() -> None:
 
 
 def compete(
-    place: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
+    where: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
 ) -> None:
     """Train a contender for each of the minutes, and score it there."""
     wanted = dict.fromkeys(sorted(flags.minutes), contender.samplings)
     wanted[max(wanted)] = contender.samplings | contender.last
     missing = {m: scores.missing(list(own), name, m, flags.seed) for m, own in wanted.items()}
-    before, version = 0.0, None
+    before, ckpt = 0.0, None
     for minutes, own in missing.items():
         if not (own if contender.decays else any(missing.values())):
             continue
-        if contender.decays or version is None:
+        if contender.decays or ckpt is None:
             limit = ["--seed", str(flags.seed), "--max-minutes", str(minutes)]
-            version = place.train([*contender.flags.split(), *limit])
+            ckpt = where.train([*contender.flags.split(), *limit])
         else:
-            place.train(["--resume", str(version), "--max-minutes", str(minutes - before)])
+            ckpt = where.train(["--resume", str(ckpt), "--max-minutes", str(minutes - before)])
         before = minutes
         for sampling in own:
-            metrics = place.score(version, wanted[minutes][sampling], sampling.split())
+            metrics = where.score(ckpt, wanted[minutes][sampling], sampling.split())
             known = {"name": name, "train_flags": contender.flags, "sample_flags": sampling}
-            known |= {"minutes": minutes, "cores": place.cores, "seed": flags.seed}
+            known |= {"minutes": minutes, "cores": where.cores, "seed": flags.seed}
             scores.add(read(metrics, **known))
             print(line(scores.rows[-1]), file=sys.stderr, flush=True)
-        grid = place.draw(version, next(iter(contender.samplings)).split())
+        grid = where.draw(ckpt, next(iter(contender.samplings)).split())
         shutil.copy(grid, flags.out / picture(name, minutes))
 
 

@@ -1,19 +1,27 @@
 """Trainings of so many minutes and the scores of their samples: what the quality benchmarks share.
 
 Every training is ``python train.py`` and every score ``python evaluate.py``, as a user types them.
-A score is written to a CSV when it is known, so a benchmark that was stopped goes on from there.
+A score is written to a CSV when it is known, so a benchmark that was stopped goes on from there; a
+training that ended is known by its flags to the folder of the runs, and is not repeated in it.
 """
 
+import argparse
 import csv
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
+
+from utils import checkpoint
+from utils.runs import run_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -85,21 +93,27 @@ class Place:
         return ["--data-root", self.data_root]
 
     def train(self, flags: Sequence[str]) -> Path:
-        """Train to the end; the version folder of the checkpoints."""
-        out = self.run("train.py", "--run-root", str(self.run_root), *self.data, *flags)
-        return Path(re.findall(r"^Model Checkpoint at: (.*)$", out, re.MULTILINE)[0])
+        """Train to the end, unless these runs have such a training; its last checkpoint."""
+        name = hashlib.sha256(" ".join([str(self.cores), *flags]).encode()).hexdigest()
+        note = self.run_root / "trained" / name
+        if not note.exists():
+            out = self.run("train.py", "--run-root", str(self.run_root), *self.data, *flags)
+            version = re.findall(r"^Model Checkpoint at: (.*)$", out, re.MULTILINE)[0]
+            note.parent.mkdir(exist_ok=True)
+            note.write_text(str(checkpoint.newest(Path(version))))
+        return Path(note.read_text())
 
-    def score(self, version: Path, num: int, flags: Sequence[str]) -> dict:
-        """metrics.json of samples of the newest checkpoint."""
+    def score(self, ckpt: Path, num: int, flags: Sequence[str]) -> dict:
+        """metrics.json of samples."""
         self.run(
-            *("evaluate.py", "--ckpt", str(version), "--only", "scores"),
+            *("evaluate.py", "--ckpt", str(ckpt), "--only", "scores"),
             *("--num", str(num), "--batch-size", "500", *self.data, *flags),
         )
-        return json.loads((logs_of(version) / "metrics.json").read_text())
+        return json.loads((run_of(ckpt).logs / "metrics.json").read_text())
 
-    def draw(self, version: Path, flags: Sequence[str]) -> Path:
-        """A picture of 100 samples of the newest checkpoint."""
-        command = ("sample.py", "--ckpt", str(version), "--overwrite", *flags)
+    def draw(self, ckpt: Path, flags: Sequence[str]) -> Path:
+        """A picture of 100 samples."""
+        command = ("sample.py", "--ckpt", str(ckpt), "--overwrite", *flags)
         return Path(self.run(*command).splitlines()[-1])
 
     def run(self, script: str, *flags: str) -> str:
@@ -111,9 +125,19 @@ class Place:
         ).stdout
 
 
-def logs_of(version: Path) -> Path:
-    """The curves and pictures of a run, from its checkpoints' folder."""
-    return version.parent.parent / "Inference" / version.name
+@contextmanager
+def place(flags: argparse.Namespace, cores: int) -> Iterator[Place]:
+    """The place that the flags name, for as long as ``with`` lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = flags.run_root or Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        yield Place(root.resolve(), flags.data_root, cores)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The flags of a place."""
+    parser.add_argument("--data-root", required=True, help="where MNIST is")
+    parser.add_argument("--run-root", type=Path, help="keeps the runs [a folder that is removed]")
 
 
 def read(metrics: dict, **known: str | float) -> Score:
