@@ -24,6 +24,7 @@ from diffusion import GaussianDiffusion
 from utils.optim import Muon, PowerAverage
 
 ROOT = Path(__file__).parent.parent
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def synchronize(device: torch.device) -> None:
@@ -150,9 +151,13 @@ def output(command: list[str], where: Path = ROOT) -> str:
 
 def start_up(device: str, data: list[str]) -> dict[str, dict[str, float]]:
     """Seconds from typing to the first finished step; what of it is the import of torch."""
+    wait = "train.torch.cuda.synchronize()" if device.startswith("cuda") else "pass"
     first_step = (
         "import os, sys, train; original = train.train_step\n"
-        "def once(*arguments): original(*arguments); os._exit(0)\n"
+        "def once(*arguments):\n"
+        "    original(*arguments)\n"
+        f"    {wait}\n"
+        "    os._exit(0)\n"
         "train.train_step = once; train.main(sys.argv[1:])"
     )
     flags = ["--device", device]

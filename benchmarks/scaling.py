@@ -2,7 +2,11 @@
 
 from typing import Any
 
-NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # bytes a second
+NETWORKS = {  # bytes a second
+    "10 Gbit/s": 1.25e9,
+    "100 Gbit/s": 12.5e9,
+    "300 GB/s, within one machine": 300e9,
+}
 ALONE = (
     "draw t and noise",
     "clip",

@@ -3,7 +3,7 @@
 python -m benchmarks.throughput            # everything, about 20 minutes on two cores
 python -m benchmarks.throughput --quick    # one small repeat of each part, to see that it works
 
-Writes a table, results/throughput.json and results/throughput.png.
+Prints tables; writes results/throughput.json and results/throughput.png.
 """
 
 import argparse
@@ -30,7 +30,6 @@ REPEATS = {"original": 3, "mnist": 7}
 GROUPS = (("ours", "checkpointed", "bare"), ("plain", "diffusers"))  # that share a process
 SECONDS = 2.0  # of each repeat, at least
 Row = dict[str, Any]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
     results["training"] = [
         row
         for preset in (("mnist",) if flags.quick else REPEATS)
-        for precision in DTYPES
+        for precision in measure.DTYPES
         for row in training(preset, precision, device, flags.quick)
     ]
     results["memory"] = [] if flags.quick else memory(device)
@@ -101,8 +100,8 @@ def training(preset: str, precision: str, device: torch.device, quick: bool) -> 
     """
     print(f"{preset} {precision}", file=sys.stderr, flush=True)
     task, repeats = Task(preset, precision, device), 2 if quick else REPEATS[preset]
-    before = measure.peaks(device, DTYPES[precision])
     with workers(GROUPS, task) as by_name:
+        before = by_name["ours"].ask("peaks", precision)
         bare = by_name["bare"]
         bare.ask("run", "bare", 2)
         once = measure.seconds(lambda: bare.ask("run", "bare", 1), device)
@@ -113,7 +112,7 @@ def training(preset: str, precision: str, device: torch.device, quick: bool) -> 
         }
         times = measure.interleaved(actions, repeats, device)
         parts = by_name["ours"].ask("parts", "ours", steps, repeats)
-    after = measure.peaks(device, DTYPES[precision])
+        after = by_name["ours"].ask("peaks", precision)
     peak = {name: max(before[name], after[name]) for name in before}
     images, rows = steps * task.config.train.batch_size, []
     for name, own in times.items():
@@ -130,7 +129,7 @@ def training(preset: str, precision: str, device: torch.device, quick: bool) -> 
 def memory(device: torch.device) -> list[dict[str, Any]]:
     """Peak bytes of two steps of the original preset, each in a process of its own."""
     rows = []
-    for precision in DTYPES:
+    for precision in measure.DTYPES:
         for loop, flags in (("ours", ()), ("ours", ("checkpoint",)), ("diffusers", ())):
             print(f"memory {precision} {loop} {flags}", file=sys.stderr, flush=True)
             most = measure.peak_memory(loop, "original", precision, str(device), *flags)
@@ -155,7 +154,7 @@ def stream(device: torch.device, quick: bool) -> dict[str, Any]:
 def sample(device: torch.device, quick: bool, data: list[str]) -> dict[str, Any]:
     """Seconds to 64 images in a running process, and from typing to the picture on the disk."""
     print("sampling", file=sys.stderr, flush=True)
-    task, repeats = Task("mnist", "fp32", device), 1 if quick else 5
+    task, repeats = Task("mnist", "fp32", device), 1 if quick else 5  # as sample.py draws
     warm = measure.interleaved(sampling.grids(task), repeats, device)
     with tempfile.TemporaryDirectory() as folder:
         ways = sampling.from_typing(Path(folder), str(device), data)

@@ -23,7 +23,10 @@ class Worker:
         end.close()  # so that its death ends the waiting
 
     def ask(self, what: str, name: str, *arguments: int) -> Any:
-        """``run`` n steps, the ``flops`` or ``parts`` of a step. EOFError if it died."""
+        """``run`` n steps, the ``flops`` or ``parts`` of a step, the ``peaks`` in a number format.
+
+        EOFError if it died.
+        """
         self.pipe.send((what, name, *arguments))
         return self.pipe.recv()
 
@@ -47,6 +50,8 @@ def serve(pipe: Connection, names: Sequence[str], task: Task) -> None:
         what, name, *arguments = pipe.recv()
         if what == "flops":
             pipe.send(measure.flops(lambda name=name: runs[name](1)))
+        elif what == "peaks":
+            pipe.send(measure.peaks(task.device, measure.DTYPES[name]))
         elif what == "parts":
             pipe.send(parts(runs[name], *arguments, task))
         else:

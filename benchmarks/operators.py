@@ -1,0 +1,85 @@
+"""Where the passes of a network go, by kind of operator: what keeps a step from the peak.
+
+python -m benchmarks.operators    # under two minutes on two cores
+"""
+
+from collections import defaultdict
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure
+from benchmarks.contenders import Contender, Task, bare
+from config import Parser
+from utils.devices import pick_device
+
+KINDS = {  # the first whose word an operator's name contains; what computes FLOPs first
+    "convolution": ("conv",),
+    "matrix product": ("mm", "linear"),
+    "normalization": ("norm",),
+    "copy, cast, concatenation": ("copy", "cat", "to_", "fill", "zero", "empty"),
+    "elementwise and the rest": ("",),
+}
+
+
+def main() -> None:
+    """Print a table for each number format."""
+    parser = Parser(prog="operators", description=__doc__)
+    parser.add_argument("--preset", default="original", choices=("original", "mnist"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    flags = parser.parse_args()
+    device = pick_device(flags.device)
+    print("| network | format | operators | share of the time | of the convolution peak |")
+    print("|---|---|---|---|---|")
+    for precision, dtype in measure.DTYPES.items():
+        run = bare(Task(flags.preset, precision, device))
+        run(2)
+        peak = measure.peaks(device, dtype)["convolution"]
+        spent, work = seconds_by_kind(run, device), flops_by_kind(run)
+        for kind, seconds in spent.items():
+            share = f"{work[kind] / seconds / peak:.0%}" if work[kind] else ""
+            print(f"| {flags.preset} | {precision} | {kind} | {cell(spent, seconds)} | {share} |")
+        whole = sum(work.values()) / sum(spent.values()) / peak
+        print(f"| {flags.preset} | {precision} | all of them | 100% | {whole:.0%} |")
+
+
+def cell(spent: dict[str, float], seconds: float) -> str:
+    """A share of all, in percent."""
+    return f"{seconds / sum(spent.values()):.0%}"
+
+
+def kind_of(name: str) -> str:
+    """Of an operator, by its name."""
+    return next(kind for kind, words in KINDS.items() if any(word in name for word in words))
+
+
+def seconds_by_kind(run: Contender, device: torch.device) -> dict[str, float]:
+    """Of one step, without what an operator calls in its turn; in the order of KINDS."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as recorded:
+        run(1)
+        measure.synchronize(device)
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in recorded.key_averages():
+        if event.key.startswith("aten::"):
+            on_cuda = device.type == "cuda"
+            own = event.self_device_time_total if on_cuda else event.self_cpu_time_total
+            spent[kind_of(event.key)] += 1e-6 * own
+    return spent
+
+
+def flops_by_kind(run: Contender) -> dict[str, int]:
+    """Of one step."""
+    with FlopCounterMode(display=False) as counter:
+        run(1)
+    work: dict[str, int] = defaultdict(int)
+    for operator, count in counter.get_flop_counts()["Global"].items():
+        work[kind_of(str(operator))] += count
+    return work
+
+
+if __name__ == "__main__":
+    main()
