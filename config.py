@@ -100,12 +100,12 @@ class SampleConfig:
     """How train.py draws its previews and sample.py its images."""
 
     sampler: str = option("ddpm", "reverse process")
-    steps: int = option(10, "network evaluations", 1)
+    steps: int = option(12, "steps of the sampler; guided ones take two evaluations", 1)
     variance: str = option("posterior", "sigma^2 of ddpm: posterior, beta, or the bound's optimal")
     eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
-    guidance: float = option(1.0, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)
-    guidance_interval: tuple[float, ...] = option((0.0, 1.0), "from and to which t / T", 0, 1)
+    guidance: float = option(1.2, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)
+    guidance_interval: tuple[float, ...] = option((0.3, 0.8), "from and to which t / T", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ PRESETS: dict[str, Config] = {
         lr=2e-4,
         warmup_steps=5000,
         steps=50,
+        guidance=1.0,
     ),
     # Seconds on a laptop, no files needed: does everything once, learns little.
     "smoke": Config().override(
