@@ -231,6 +231,7 @@ def test_dry_run_says_everything_and_leaves_nothing(few_digits, capsys):
         ["--image-channels", "3"],
         ["--num-classes", "11", "--dataset", "digits"],
         ["--num-classes", "0", "--label-drop", "0.2"],
+        ["--label-drop", "0"],
         ["--dataset", "digits", "--image-size", "30"],
         ["--dataset", "digits", "--image-size", "20"],
         ["--dataset", "digits", "--heads", "5"],
