@@ -56,7 +56,7 @@ def from_typing(where: Path, device: str, data: list[str]) -> dict[str, Callable
     network = {"arguments": state["config"]["model"], "weights": model.state_dict()}
     torch.save(network, where / "network.pt")
     draw = [sys.executable, str(measure.ROOT / "sample.py"), "--ckpt", "latest", *flags]
-    draw += ["--num", str(IMAGES), "--overwrite"]
+    draw += ["--num", str(IMAGES), "--overwrite", "--guidance", "1"]  # as the others
     theirs = [sys.executable, str(Path(cold_diffusers.__file__)), "network.pt"]
     ways: dict[str, Callable[[], object]] = {}
     for name, steps in STEPS.items():
