@@ -28,6 +28,8 @@ FORMULATION: Rows = {
         "variance: beta": "--variance beta",
         "variance: optimal": "--variance optimal",
         "no clipping": "--no-clip",
+        "no guidance": "--guidance 1",
+        "no guidance, 20 steps": "--guidance 1 --steps 20",
     },
     "--prediction eps": {"prediction: noise": ""},
     "--prediction x0": {"prediction: x_0": ""},
@@ -37,7 +39,7 @@ FORMULATION: Rows = {
     "--schedule linear": {"schedule: linear": ""},
     "--schedule sigmoid": {"schedule: sigmoid": ""},
     "--first-timestep 2": {"first timestep: 2": ""},
-    ORIGINAL: {"the original code's choices": "--variance beta --no-clip"},
+    ORIGINAL: {"the original code's choices": "--variance beta --no-clip --guidance 1"},
 }
 RECIPE: Rows = {  # the first two differ in the seed alone; the last is the default now
     "--lr 2e-3 --decay cosine": {"rate 2e-3": ""},
