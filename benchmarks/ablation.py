@@ -99,7 +99,7 @@ def trial(
     if not missing:
         return
     print(f"training for {flags.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)
-    ckpt = where.train([*train_flags.split(), "--max-minutes", str(flags.minutes)])
+    ckpt = where.train([*train_flags.split(), "--max-minutes", f"{flags.minutes:g}"])
     for name, own in missing.items():
         metrics = where.score(ckpt, flags.num, own.split())
         known = {"name": name, "train_flags": train_flags, "sample_flags": own, "seed": seed}

@@ -86,10 +86,10 @@ def compete(
         if not (own if contender.decays else any(missing.values())):
             continue
         if contender.decays or ckpt is None:
-            limit = ["--seed", str(flags.seed), "--max-minutes", str(minutes)]
+            limit = ["--seed", str(flags.seed), "--max-minutes", f"{minutes:g}"]
             ckpt = where.train([*contender.flags.split(), *limit])
         else:
-            ckpt = where.train(["--resume", str(ckpt), "--max-minutes", str(minutes - before)])
+            ckpt = where.train(["--resume", str(ckpt), "--max-minutes", f"{minutes - before:g}"])
         before = minutes
         for sampling in own:
             metrics = where.score(ckpt, wanted[minutes][sampling], sampling.split())
