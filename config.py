@@ -200,7 +200,7 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
 
 # What a row gives was measured with `python train.py --preset NAME`; see the README for hardware.
 PRESETS: dict[str, Config] = {
-    # 0.76 M parameters; with --max-minutes 5: 3,818 steps, held-out loss 0.1069; scores in README.
+    # 0.76 M parameters; with --max-minutes 5: 3,736 steps, held-out loss 0.1070; scores in README.
     "mnist": Config(),
     # The original's network, process and optimizer; 57.8 M parameters.
     "original": Config().override(
