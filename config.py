@@ -162,6 +162,8 @@ class Config:
                 raise ConfigError(f"{flag(name)} has no effect on --sampler {s.sampler}")
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
+        if self.train.label_drop == 0 and s.guidance != 1 and self.model.num_classes:
+            raise ConfigError("--label-drop 0 needs --guidance 1: no label, no guidance is learnt")
         if "guidance_interval" in typed and s.guidance == 1:
             raise ConfigError("--guidance-interval has no effect on --guidance 1")
         if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:

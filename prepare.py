@@ -90,8 +90,6 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
-    if c.label_drop == 0 and config.sample.guidance != 1 and config.model.num_classes:
-        raise ConfigError("--label-drop 0 needs --guidance 1: no label, no guidance is learnt")
     known = config.override(num_classes=max(0, config.model.num_classes))
     model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())

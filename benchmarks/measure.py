@@ -65,9 +65,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def flops(action: Callable[[], object]) -> int:
     """Multiplications and additions of the matrix products and convolutions in it."""
+    return sum(flops_by_operator(action).values())
+
+
+def flops_by_operator(action: Callable[[], object]) -> dict[str, int]:
+    """The same, by the name of the operator."""
     with FlopCounterMode(display=False) as counter:
         action()
-    return counter.get_total_flops()
+    counts = counter.get_flop_counts().get("Global", {})
+    return {str(operator): count for operator, count in counts.items()}
 
 
 def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:

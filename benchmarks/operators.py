@@ -3,11 +3,8 @@
 python -m benchmarks.operators    # under two minutes on two cores
 """
 
-from collections import defaultdict
-
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from benchmarks.contenders import Contender, Task, bare
@@ -37,16 +34,13 @@ def main() -> None:
         run(2)
         peak = measure.peaks(device, dtype)["convolution"]
         spent, work = seconds_by_kind(run, device), flops_by_kind(run)
-        for kind, seconds in spent.items():
+        whole = sum(spent.values())
+        rows = {**spent, "all of them": whole}
+        work["all of them"] = sum(work.values())
+        for kind, seconds in rows.items():
             share = f"{work[kind] / seconds / peak:.0%}" if work[kind] else ""
-            print(f"| {flags.preset} | {precision} | {kind} | {cell(spent, seconds)} | {share} |")
-        whole = sum(work.values()) / sum(spent.values()) / peak
-        print(f"| {flags.preset} | {precision} | all of them | 100% | {whole:.0%} |")
-
-
-def cell(spent: dict[str, float], seconds: float) -> str:
-    """A share of all, in percent."""
-    return f"{seconds / sum(spent.values()):.0%}"
+            cells = f"{kind} | {seconds / whole:.0%} | {share}"
+            print(f"| {flags.preset} | {precision} | {cells} |")
 
 
 def kind_of(name: str) -> str:
@@ -73,11 +67,9 @@ def seconds_by_kind(run: Contender, device: torch.device) -> dict[str, float]:
 
 def flops_by_kind(run: Contender) -> dict[str, int]:
     """Of one step."""
-    with FlopCounterMode(display=False) as counter:
-        run(1)
-    work: dict[str, int] = defaultdict(int)
-    for operator, count in counter.get_flop_counts()["Global"].items():
-        work[kind_of(str(operator))] += count
+    work = dict.fromkeys(KINDS, 0)
+    for operator, count in measure.flops_by_operator(lambda: run(1)).items():
+        work[kind_of(operator)] += count
     return work
 
 

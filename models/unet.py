@@ -54,17 +54,14 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = [base_channels * m for m in channel_multipliers]
-        if not widths:
-            raise ValueError("channel multipliers must name at least one level")
         check_widths([base_channels, *widths], attention_levels, heads, norm)
         self.num_classes, self.patch_size = num_classes, patch_size
         self.checkpoint_activations = False
         self.size_multiple = patch_size * 2 ** (len(widths) - 1)
         patch_channels = image_channels * patch_size**2
 
-        def block(in_channels: int, out_channels: int, attends: bool) -> ResidualBlock:
-            own_heads = heads if attends else 0
-            return ResidualBlock(in_channels, out_channels, emb_channels, own_heads, dropout, norm)
+        def block(inputs: int, outputs: int, attends: bool) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, emb_channels, heads * attends, dropout, norm)
 
         self.time = TimeEmbedding(base_channels, emb_channels)
         self.label = label_embedding(num_classes + 1, emb_channels) if num_classes else None
@@ -76,13 +73,11 @@ class UNet(nn.Module):
             inputs = [channels] + [width] * (blocks_per_level - 1)
             blocks = [block(c, width, i in attention_levels) for c in inputs]
             skips += [channels] + [width] * blocks_per_level
-            coarsest = i == len(widths) - 1
-            self.down.append(Level(blocks, nn.Identity() if coarsest else downsample(width)))
+            last = i == len(widths) - 1
+            self.down.append(Level(blocks, nn.Identity() if last else downsample(width)))
             channels = width
 
-        self.middle = nn.ModuleList(
-            [block(channels, channels, True), block(channels, channels, False)]
-        )
+        self.middle = nn.ModuleList(block(channels, channels, attends) for attends in (True, False))
 
         self.up = nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
@@ -154,6 +149,8 @@ def check_widths(
 ) -> None:
     """ValueError unless heads, groups and the time embedding divide the widths."""
     levels = len(widths) - 1
+    if not levels:
+        raise ValueError("channel multipliers must name at least one level")
     if any(not 0 <= level < levels for level in attention_levels):
         raise ValueError(f"attention levels {list(attention_levels)} must lie in 0..{levels - 1}")
     if widths[0] % 2 or widths[0] < 4:
