@@ -1,6 +1,6 @@
 """How good after so many minutes: the default against the DDPM that one would write first.
 
-python -m benchmarks.time_to_quality --data-root datasets              # about three hours
+python -m benchmarks.time_to_quality --data-root datasets              # two hours and a half
 python -m benchmarks.time_to_quality --data-root datasets --only ours  # one contender
 
 Contenders train one after the other on all cores, for the same minutes. `ours` has a run for each
@@ -46,9 +46,9 @@ class Contender:
 
 CONTENDERS = {
     "ours": Contender("", {"": 5000}, {}, decays=True),
-    "textbook": Contender(TEXTBOOK, {"--steps 50": 5000}, {"--steps 1000": 1000}),
-    "the original's text": Contender(TEXT, {"--steps 50": 5000}, {"--steps 999": 1000}),
-    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 50": 500}, {}),
+    "textbook": Contender(TEXTBOOK, {"--steps 50": 2000}, {"--steps 1000": 500}),
+    "the original's text": Contender(TEXT, {"--steps 50": 2000}, {"--steps 999": 500}),
+    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 50": 250}, {}),
 }
 
 
