@@ -1,9 +1,9 @@
 """What each choice buys: one change at a time from the default, the same minutes for every row.
 
 python -m benchmarks.ablation --data-root datasets             # the formulation
-python -m benchmarks.ablation --data-root datasets --recipe --minutes 4  # rates, sizes
+python -m benchmarks.ablation --data-root datasets --recipe --minutes 4 --num 2000  # rates, sizes
 
-Each row trains for five minutes on its share of the cores and scores 2,000 samples. Rows already in
+Each row trains for five minutes on its share of the cores and scores 1,000 samples. Rows already in
 results/ablation.csv or results/recipe.csv are kept: a benchmark that was stopped goes on.
 """
 
@@ -29,7 +29,6 @@ FORMULATION: Rows = {
         "variance: optimal": "--variance optimal",
         "no clipping": "--no-clip",
         "no guidance": "--guidance 1",
-        "no guidance, 20 steps": "--guidance 1 --steps 20",
     },
     "--prediction eps": {"prediction: noise": ""},
     "--prediction x0": {"prediction: x_0": ""},
@@ -67,7 +66,7 @@ def main() -> None:
     add_place(parser)
     parser.add_argument("--recipe", action="store_true", help="the rows of the recipe")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each row [%(default)s]")
-    parser.add_argument("--num", type=int, default=2000, help="samples of each row [%(default)s]")
+    parser.add_argument("--num", type=int, default=1000, help="samples of each row [%(default)s]")
     parser.add_argument("--jobs", type=int, default=CORES, help="rows side by side [%(default)s]")
     parser.add_argument("--out", type=Path, help="CSV [results/ablation.csv or recipe.csv]")
     flags = parser.parse_args()

@@ -1,17 +1,18 @@
 """How good after so many minutes: the default against the DDPM that one would write first.
 
-python -m benchmarks.time_to_quality --data-root datasets              # two hours and a half
+python -m benchmarks.time_to_quality --data-root datasets           # all cores to each in turn
+python -m benchmarks.time_to_quality --data-root datasets --jobs 2  # two at a time, half of them
 python -m benchmarks.time_to_quality --data-root datasets --only ours  # one contender
 
-Contenders train one after the other on all cores, for the same minutes. `ours` has a run for each
-of them, since its rate falls to the end; the others, at a constant rate, have one run that is
-stopped on its way. What is in results/time_to_quality.csv already is kept, and with --run-root the
-runs and their judge are.
+Contenders train for the same minutes on as many cores. `ours` has a run for each of them, since its
+rate falls to the end; the others, at a constant rate, have one run that is stopped on its way. What
+is in results/time_to_quality.csv already is kept, and with --run-root the runs and their judge are.
 """
 
 import argparse
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,19 +37,20 @@ TEXT = (  # the original's text
 
 @dataclass(frozen=True)
 class Contender:
-    """What it is trained with, and how it is sampled: flags of evaluate.py and how many images."""
+    """What it is trained with, and how it is sampled: flags of evaluate.py, share of the images."""
 
     flags: str
-    samplings: dict[str, int]
-    last: dict[str, int]  # after the last minutes also these, which take long
+    samplings: dict[str, float]
+    last: dict[str, float]  # after the last minutes also these, which take long
     decays: bool = False  # a plan that ends, so every number of minutes is a run of its own
 
 
 CONTENDERS = {
-    "ours": Contender("", {"": 5000}, {}, decays=True),
-    "textbook": Contender(TEXTBOOK, {"--steps 50": 2000}, {"--steps 1000": 500}),
-    "the original's text": Contender(TEXT, {"--steps 50": 2000}, {"--steps 999": 500}),
-    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 50": 250}, {}),
+    "ours": Contender("", {"": 1}, {}, decays=True),
+    "textbook": Contender(TEXTBOOK, {"--steps 50": 1}, {"--steps 1000": 1 / 8}),
+    "the original's text": Contender(TEXT, {"--steps 50": 1}, {"--steps 999": 1 / 8}),
+    # An image of this network costs as much as 56 of the small one.
+    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 10": 1 / 20}, {}),
 }
 
 
@@ -59,13 +61,16 @@ def main() -> None:
     parser.add_argument("--only", choices=CONTENDERS, help="one contender [all]")
     parser.add_argument("--seed", type=int, default=0, help="of training [%(default)s]")
     parser.add_argument("--minutes", type=float, nargs="*", default=MINUTES, help="[%(default)s]")
+    parser.add_argument("--num", type=int, default=2000, help="samples of most [%(default)s]")
+    parser.add_argument("--jobs", type=int, default=1, help="contenders at a time [%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
     flags = parser.parse_args()
     scores = Scores(flags.out / "time_to_quality.csv")
-    with place(flags, CORES) as where:
-        for name, contender in CONTENDERS.items():
-            if flags.only in (None, name):
-                compete(where, scores, name, contender, flags)
+    names = [flags.only] if flags.only else list(CONTENDERS)
+    cores = max(1, CORES // flags.jobs)
+    with place(flags, cores) as where, ThreadPoolExecutor(flags.jobs) as pool:
+        for done in [pool.submit(compete, where, scores, name, flags) for name in names]:
+            done.result()
     print(table(scores.rows))
     from benchmarks.plot import plot_grids, plot_quality
 
@@ -74,10 +79,9 @@ def main() -> None:
     plot_grids(flags.out, {at: path for at, path in pictures.items() if path.exists()})
 
 
-def compete(
-    where: Place, scores: Scores, name: str, contender: Contender, flags: argparse.Namespace
-) -> None:
+def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) -> None:
     """Train a contender for each of the minutes, and score it there."""
+    contender = CONTENDERS[name]
     wanted = dict.fromkeys(sorted(flags.minutes), contender.samplings)
     wanted[max(wanted)] = contender.samplings | contender.last
     missing = {m: scores.missing(list(own), name, m, flags.seed) for m, own in wanted.items()}
@@ -92,7 +96,8 @@ def compete(
             ckpt = where.train(["--resume", str(ckpt), "--max-minutes", f"{minutes - before:g}"])
         before = minutes
         for sampling in own:
-            metrics = where.score(ckpt, wanted[minutes][sampling], sampling.split())
+            num = int(flags.num * wanted[minutes][sampling])
+            metrics = where.score(ckpt, num, sampling.split())
             known = {"name": name, "train_flags": contender.flags, "sample_flags": sampling}
             known |= {"minutes": minutes, "cores": where.cores, "seed": flags.seed}
             scores.add(read(metrics, **known))
