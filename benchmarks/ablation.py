@@ -10,17 +10,28 @@ results/ablation.csv or results/recipe.csv are kept: a benchmark that was stoppe
 import argparse
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, add_place, place, read
+from benchmarks.trials import (
+    CORES,
+    RESULTS,
+    Place,
+    Score,
+    Scores,
+    add_place,
+    cores_of,
+    place,
+    read,
+    side_by_side,
+)
 from config import Parser
 
 Rows = dict[str, dict[str, str]]  # flags of train.py: name of a row: flags of evaluate.py
 
 ORIGINAL = (  # the code of the original, not its text
     "--prediction eps --loss simple --schedule linear --optimizer adamw --lr 2e-4 --decay constant "
-    "--weight-decay 0.01 --ema-decay 0"
+    "--weight-decay 0.01 --ema-decay 0 --warmup-steps 0 --num-classes 0"
 )
 FORMULATION: Rows = {
     "": {
@@ -38,25 +49,28 @@ FORMULATION: Rows = {
     "--schedule linear": {"schedule: linear": ""},
     "--schedule sigmoid": {"schedule: sigmoid": ""},
     "--first-timestep 2": {"first timestep: 2": ""},
-    ORIGINAL: {"the original code's choices": "--variance beta --no-clip --guidance 1"},
+    ORIGINAL: {"the original code's choices": "--variance beta --no-clip"},
 }
+UNGUIDED = "--guidance 1 --steps 10"
 RECIPE: Rows = {  # the first two differ in the seed alone; the last is the default now
-    "--lr 2e-3 --decay cosine": {"rate 2e-3": ""},
-    "--lr 2e-3 --decay cosine --seed 1": {"rate 2e-3, another seed": ""},
-    "--lr 4e-3 --decay cosine": {"rate 4e-3": ""},
-    "--lr 1e-3 --decay cosine": {"rate 1e-3": ""},
-    "--lr 7e-4 --decay cosine": {"rate 7e-4": ""},
-    "--lr 5e-4 --decay cosine": {"rate 5e-4": ""},
-    "--lr 7e-4 --decay cosine --batch-size 16": {"rate 7e-4, batch 16": ""},
-    "--lr 7e-4 --decay cosine --batch-size 64": {"rate 7e-4, batch 64": ""},
-    "--lr 1e-3 --decay cosine --batch-size 64 --ema-power 6": {"rate 1e-3, batch 64, power 6": ""},
-    "--lr 1.4e-3 --decay cosine --batch-size 64 --ema-power 4": {
-        "rate 1.4e-3, batch 64, power 4": ""
+    "--lr 2e-3 --decay cosine": {"rate 2e-3": UNGUIDED},
+    "--lr 2e-3 --decay cosine --seed 1": {"rate 2e-3, another seed": UNGUIDED},
+    "--lr 4e-3 --decay cosine": {"rate 4e-3": UNGUIDED},
+    "--lr 1e-3 --decay cosine": {"rate 1e-3": UNGUIDED},
+    "--lr 7e-4 --decay cosine": {"rate 7e-4": UNGUIDED},
+    "--lr 5e-4 --decay cosine": {"rate 5e-4": UNGUIDED},
+    "--lr 7e-4 --decay cosine --batch-size 16": {"rate 7e-4, batch 16": UNGUIDED},
+    "--lr 7e-4 --decay cosine --batch-size 64": {"rate 7e-4, batch 64": UNGUIDED},
+    "--lr 1e-3 --decay cosine --batch-size 64 --ema-power 6": {
+        "rate 1e-3, batch 64, power 6": UNGUIDED
     },
-    "--lr 7e-4 --decay cosine --ema-power 6": {"rate 7e-4, power 6": ""},
-    "--lr 7e-4 --decay cosine --loss min-snr": {"rate 7e-4, min-snr": ""},
-    "--lr 7e-4 --decay cosine --base-channels 48": {"rate 7e-4, 48 channels": ""},
-    "--lr 7e-4 --decay linear": {"rate 7e-4, linear decay": ""},
+    "--lr 1.4e-3 --decay cosine --batch-size 64 --ema-power 4": {
+        "rate 1.4e-3, batch 64, power 4": UNGUIDED
+    },
+    "--lr 7e-4 --decay cosine --ema-power 6": {"rate 7e-4, power 6": UNGUIDED},
+    "--lr 7e-4 --decay cosine --loss min-snr": {"rate 7e-4, min-snr": UNGUIDED},
+    "--lr 7e-4 --decay cosine --base-channels 48": {"rate 7e-4, 48 channels": UNGUIDED},
+    "--lr 7e-4 --decay linear": {"rate 7e-4, linear decay": UNGUIDED},
 }
 
 
@@ -64,20 +78,18 @@ def main() -> None:
     """Fill the CSV, row by row; print the table."""
     parser = Parser(prog="ablation", description=__doc__)
     add_place(parser)
+    parser.set_defaults(jobs=CORES)
     parser.add_argument("--recipe", action="store_true", help="the rows of the recipe")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each row [%(default)s]")
     parser.add_argument("--num", type=int, default=1000, help="samples of each row [%(default)s]")
-    parser.add_argument("--jobs", type=int, default=CORES, help="rows side by side [%(default)s]")
     parser.add_argument("--out", type=Path, help="CSV [results/ablation.csv or recipe.csv]")
     flags = parser.parse_args()
     rows = RECIPE if flags.recipe else FORMULATION
     out = flags.out or RESULTS / ("recipe.csv" if flags.recipe else "ablation.csv")
     scores = Scores(out)
-    cores = max(1, CORES // flags.jobs)
-    with place(flags, cores) as where, ThreadPoolExecutor(flags.jobs) as pool:
-        trials = [pool.submit(trial, where, scores, flags, *row) for row in rows.items()]
-        for done in trials:
-            done.result()
+    with place(flags, cores_of(parser, flags)) as where:
+        trials = [partial(trial, where, scores, flags, *row) for row in rows.items()]
+        side_by_side(flags.jobs, trials)
     print(table(scores.rows))
 
 
@@ -90,10 +102,12 @@ def trial(
 ) -> None:
     """Train once and score every way of sampling from it, unless the CSV has them all."""
     seed = int(re.findall(r"--seed (\d+)", f"--seed 0 {train_flags}")[-1])
+    known = {"train_flags": train_flags, "minutes": flags.minutes, "seed": seed}
+    known |= {"cores": where.cores}
     missing = {
         name: own
         for name, own in samplings.items()
-        if scores.missing([own], name, flags.minutes, seed)
+        if not scores.has(**known, name=name, sample_flags=own, num=flags.num)
     }
     if not missing:
         return
@@ -101,8 +115,7 @@ def trial(
     ckpt = where.train([*train_flags.split(), "--max-minutes", f"{flags.minutes:g}"])
     for name, own in missing.items():
         metrics = where.score(ckpt, flags.num, own.split())
-        known = {"name": name, "train_flags": train_flags, "sample_flags": own, "seed": seed}
-        score = read(metrics, **known, minutes=flags.minutes, cores=where.cores)
+        score = read(metrics, **known, name=name, sample_flags=own)
         scores.add(score)
         print(line(score), file=sys.stderr, flush=True)
 

@@ -39,7 +39,7 @@ def plot_speed(results: dict[str, Any], path: Path) -> None:
 
 
 def plot_quality(rows: list[Score], path: Path) -> None:
-    """Fréchet distance above that of as many real images, against minutes of training."""
+    """Fréchet distance against minutes of training; dashed, that of real images."""
     figure, ax = plt.subplots(figsize=(6, 3.8))
     curves: dict[tuple[str, str, int], list[Score]] = {}
     for row in rows:
@@ -47,12 +47,13 @@ def plot_quality(rows: list[Score], path: Path) -> None:
     for (name, sampling, seed), own in curves.items():
         own = sorted(own, key=lambda row: row.minutes)
         label = ", ".join(filter(None, (name, sampling, f"seed {seed}" if seed else "")))
-        ax.loglog([r.minutes for r in own], [r.fid - r.floor for r in own], "o-", label=label)
+        ax.loglog([r.minutes for r in own], [r.fid for r in own], "o-", label=label)
+    ax.axhline(min(row.floor for row in rows), ls="--", c="grey", label="real images")
     minutes = sorted({row.minutes for row in rows})
     ax.set_xticks(minutes, [f"{m:g}" for m in minutes])
     ax.minorticks_off()
     ax.set_xlabel(f"minutes of training on {rows[0].cores} CPU cores")
-    ax.set_ylabel("FID - FID of real images")
+    ax.set_ylabel("fid_classifier")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -61,6 +62,8 @@ def plot_quality(rows: list[Score], path: Path) -> None:
 
 def plot_grids(folder: Path, pictures: dict[tuple[str, float], Path]) -> None:
     """The samples of every contender (down) after so many minutes (across)."""
+    if not pictures:
+        return
     names = list(dict.fromkeys(name for name, _ in pictures))
     minutes = sorted({m for _, m in pictures})
     size = (2.6 * len(minutes), 2.7 * len(names))

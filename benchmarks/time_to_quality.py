@@ -12,12 +12,25 @@ is in results/time_to_quality.csv already is kept, and with --run-root the runs 
 import argparse
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.trials import CORES, RESULTS, Place, Score, Scores, add_place, place, read
+from benchmarks.plot import plot_grids, plot_quality
+from benchmarks.trials import (
+    RESULTS,
+    Place,
+    Score,
+    Scores,
+    add_place,
+    cores_of,
+    place,
+    read,
+    side_by_side,
+)
 from config import Parser
+from scores import LEAST
 
 MINUTES = (3, 10, 25)
 TEXTBOOK = (  # Ho et al. 2020 as tutorials write it
@@ -37,20 +50,20 @@ TEXT = (  # the original's text
 
 @dataclass(frozen=True)
 class Contender:
-    """What it is trained with, and how it is sampled: flags of evaluate.py, share of the images."""
+    """Flags of train.py; flags of evaluate.py, and how many images (0: as many as --num says)."""
 
     flags: str
-    samplings: dict[str, float]
-    last: dict[str, float]  # after the last minutes also these, which take long
+    samplings: dict[str, int]
+    last: dict[str, int]  # after the last minutes also these, which take long
     decays: bool = False  # a plan that ends, so every number of minutes is a run of its own
 
 
 CONTENDERS = {
-    "ours": Contender("", {"": 1}, {}, decays=True),
-    "textbook": Contender(TEXTBOOK, {"--steps 50": 1}, {"--steps 1000": 1 / 8}),
-    "the original's text": Contender(TEXT, {"--steps 50": 1}, {"--steps 999": 1 / 8}),
-    # An image of this network costs as much as 56 of the small one.
-    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {"--steps 10": 1 / 20}, {}),
+    "ours": Contender("", {"": 0}, {}, decays=True),
+    "textbook": Contender(TEXTBOOK, {"--steps 50": 0}, {"--steps 1000": LEAST}),
+    "the original's text": Contender(TEXT, {"--steps 50": 0}, {"--steps 999": LEAST}),
+    # An image of this network costs as much as 56 of the small one, in training and in sampling.
+    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {}, {"--steps 10": LEAST}),
 }
 
 
@@ -58,36 +71,43 @@ def main() -> None:
     """Fill the CSV, then draw the plot and the table from it."""
     parser = Parser(prog="time_to_quality", description=__doc__)
     add_place(parser)
+    parser.set_defaults(jobs=1)
     parser.add_argument("--only", choices=CONTENDERS, help="one contender [all]")
     parser.add_argument("--seed", type=int, default=0, help="of training [%(default)s]")
     parser.add_argument("--minutes", type=float, nargs="*", default=MINUTES, help="[%(default)s]")
     parser.add_argument("--num", type=int, default=2000, help="samples of most [%(default)s]")
-    parser.add_argument("--jobs", type=int, default=1, help="contenders at a time [%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
     flags = parser.parse_args()
+    at = sorted(flags.minutes)
+    more = [b - a for a, b in pairwise([0, *at])]
+    if any(a == b for a, b in pairwise(more)) or min(more, default=0) <= 0:
+        parser.error("--minutes: above 0, and not rising by the same number twice in turn")
     scores = Scores(flags.out / "time_to_quality.csv")
     names = [flags.only] if flags.only else list(CONTENDERS)
-    cores = max(1, CORES // flags.jobs)
-    with place(flags, cores) as where, ThreadPoolExecutor(flags.jobs) as pool:
-        for done in [pool.submit(compete, where, scores, name, flags) for name in names]:
-            done.result()
+    with place(flags, cores_of(parser, flags)) as where:
+        side_by_side(flags.jobs, [partial(compete, where, scores, name, flags) for name in names])
     print(table(scores.rows))
-    from benchmarks.plot import plot_grids, plot_quality
-
     plot_quality(scores.rows, flags.out / "time_to_quality.png")
-    pictures = {(name, m): flags.out / picture(name, m) for name in CONTENDERS for m in MINUTES}
-    plot_grids(flags.out, {at: path for at, path in pictures.items() if path.exists()})
+    pictures = {(name, m): picture(name, m, flags) for name in CONTENDERS for m in at}
+    plot_grids(flags.out, {key: path for key, path in pictures.items() if path.exists()})
 
 
 def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) -> None:
-    """Train a contender for each of the minutes, and score it there."""
-    contender = CONTENDERS[name]
-    wanted = dict.fromkeys(sorted(flags.minutes), contender.samplings)
-    wanted[max(wanted)] = contender.samplings | contender.last
-    missing = {m: scores.missing(list(own), name, m, flags.seed) for m, own in wanted.items()}
+    """Train a contender for each of the minutes, and score it there, where the CSV does not."""
+    contender, wanted = CONTENDERS[name], {}
+    known = {"name": name, "train_flags": contender.flags, "cores": where.cores, "seed": flags.seed}
+    for minutes in sorted(flags.minutes):
+        own = contender.samplings | (contender.last if minutes == max(flags.minutes) else {})
+        counted = {sampling: num or flags.num for sampling, num in own.items()}
+        wanted[minutes] = {
+            sampling: num
+            for sampling, num in counted.items()
+            if not scores.has(**known, minutes=minutes, sample_flags=sampling, num=num)
+        }
     before, ckpt = 0.0, None
-    for minutes, own in missing.items():
-        if not (own if contender.decays else any(missing.values())):
+    for minutes, own in wanted.items():
+        needed = own if contender.decays or not contender.samplings else any(wanted.values())
+        if not needed:
             continue
         if contender.decays or ckpt is None:
             limit = ["--seed", str(flags.seed), "--max-minutes", f"{minutes:g}"]
@@ -95,20 +115,20 @@ def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) 
         else:
             ckpt = where.train(["--resume", str(ckpt), "--max-minutes", f"{minutes - before:g}"])
         before = minutes
-        for sampling in own:
-            num = int(flags.num * wanted[minutes][sampling])
+        for sampling, num in own.items():
             metrics = where.score(ckpt, num, sampling.split())
-            known = {"name": name, "train_flags": contender.flags, "sample_flags": sampling}
-            known |= {"minutes": minutes, "cores": where.cores, "seed": flags.seed}
-            scores.add(read(metrics, **known))
-            print(line(scores.rows[-1]), file=sys.stderr, flush=True)
-        grid = where.draw(ckpt, next(iter(contender.samplings)).split())
-        shutil.copy(grid, flags.out / picture(name, minutes))
+            row = read(metrics, **known, minutes=minutes, sample_flags=sampling)
+            scores.add(row)
+            print(line(row), file=sys.stderr, flush=True)
+        if own:
+            grid = where.draw(ckpt, next(iter(own)).split())
+            shutil.copy(grid, picture(name, minutes, flags))
 
 
-def picture(name: str, minutes: float) -> str:
+def picture(name: str, minutes: float, flags: argparse.Namespace) -> Path:
     """The file of a contender's samples."""
-    return f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}.png"
+    seed = f"_seed{flags.seed}" if flags.seed else ""
+    return flags.out / f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}{seed}.png"
 
 
 def table(rows: list[Score]) -> str:

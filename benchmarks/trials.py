@@ -2,25 +2,30 @@
 
 Every training is ``python train.py`` and every score ``python evaluate.py``, as a user types them.
 A score is written to a CSV when it is known, so a benchmark that was stopped goes on from there; a
-training that ended is known by its flags to the folder of the runs, and is not repeated in it.
+training that ended is known by its flags to the folder of the runs, and is not repeated in it: take
+another folder where the code has changed.
 """
 
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
 
 from utils import checkpoint
+from utils.files import whole_file
 from utils.runs import run_of
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +51,8 @@ class Score:
     recall: float
     accuracy: float  # -1: the network has no classes
     seconds_per_1000: float
+    cpu: str  # what its vectors can do
+    git: str
 
 
 class Scores:
@@ -60,24 +67,21 @@ class Scores:
                 for row in csv.DictReader(file):
                     self.rows.append(Score(**{k: kinds[k](v) for k, v in row.items()}))
 
-    def missing(self, wanted: Sequence[str], name: str, minutes: float, seed: int = 0) -> list[str]:
-        """Of these flags of sampling those that have no row."""
-        known = {
-            row.sample_flags
-            for row in self.rows
-            if (row.name, row.minutes, row.seed) == (name, minutes, seed)
-        }
-        return [flags for flags in wanted if flags not in known]
+    def has(self, **values: str | float) -> bool:
+        """Whether there is a row with these values."""
+        return any(values.items() <= asdict(row).items() for row in self.rows)
 
     def add(self, row: Score) -> None:
         """Append a row and write them all."""
         with self.lock:
             self.rows.append(row)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("w", newline="") as file:
+            with whole_file(self.path) as binary:
+                file = io.TextIOWrapper(binary, write_through=True, newline="")
                 writer = csv.DictWriter(file, [f.name for f in fields(Score)], lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(asdict(row) for row in self.rows)
+                file.detach()
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,19 @@ class Place:
         return ["--data-root", self.data_root]
 
     def train(self, flags: Sequence[str]) -> Path:
-        """Train to the end, unless these runs have such a training; its last checkpoint."""
+        """Train to the end, unless these runs have such a training; a copy of its last checkpoint.
+
+        The run deletes its own when it is trained further; the copy is never deleted.
+        """
         name = hashlib.sha256(" ".join([str(self.cores), *flags]).encode()).hexdigest()
         note = self.run_root / "trained" / name
         if not note.exists():
             out = self.run("train.py", "--run-root", str(self.run_root), *self.data, *flags)
             version = re.findall(r"^Model Checkpoint at: (.*)$", out, re.MULTILINE)[0]
+            last = checkpoint.newest(Path(version))
+            copy = shutil.copy(last, last.with_name(f"kept_{last.name}"))
             note.parent.mkdir(exist_ok=True)
-            note.write_text(str(checkpoint.newest(Path(version))))
+            note.write_text(str(copy))
         return Path(note.read_text())
 
     def score(self, ckpt: Path, num: int, flags: Sequence[str]) -> dict:
@@ -134,17 +143,37 @@ def place(flags: argparse.Namespace, cores: int) -> Iterator[Place]:
         yield Place(root.resolve(), flags.data_root, cores)
 
 
+def side_by_side(jobs: int, tasks: Sequence[Callable[[], None]]) -> None:
+    """Run them, so many at a time. After one that fails none begins; its error is raised."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for done in as_completed([pool.submit(task) for task in tasks]):
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def add_place(parser: argparse.ArgumentParser) -> None:
     """The flags of a place."""
     parser.add_argument("--data-root", required=True, help="where MNIST is")
     parser.add_argument("--run-root", type=Path, help="keeps the runs [a folder that is removed]")
+    parser.add_argument(
+        "--jobs", type=int, help=f"trainings at a time, 1 ... {CORES} [%(default)s]"
+    )
+
+
+def cores_of(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
+    """The cores of each of so many jobs; ends the program where there are not as many."""
+    if not 1 <= flags.jobs <= CORES:
+        parser.error(f"--jobs must be 1 ... {CORES}, the number of cores; got {flags.jobs}")
+    return CORES // flags.jobs
 
 
 def read(metrics: dict, **known: str | float) -> Score:
     """A row from metrics.json of one sampler."""
     (_, sampled), *_ = metrics["scores"].items()
     floor = metrics["scores"]["real train images"]
-    n = metrics["num"]
+    n, machine = metrics["num"], metrics["environment"]
     return Score(
         **known,
         steps=metrics["step"],
@@ -155,4 +184,6 @@ def read(metrics: dict, **known: str | float) -> Score:
         recall=sampled[f"recall@{n}"],
         accuracy=sampled.get(f"accuracy@{n}", -1.0),
         seconds_per_1000=sampled["s/1000"],
+        cpu=machine["cpu"] + (" bf16" if machine["bf16"] == "yes" else ""),
+        git=machine["git"],
     )
