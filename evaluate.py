@@ -63,6 +63,7 @@ class Subject:
     flags: Namespace
     train: Photos
     test: Photos
+    classes: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,17 +88,19 @@ def evaluate(
     train_set, test_set = open_data(config, state)
     model, diffusion = build(config, flags.ckpt, state, device)
     train, test = (Photos.of(part.to(device), MOST) for part in (train_set, test_set))
-    subject = Subject(model, diffusion, config, flags, train, test)
+    classes = train_set.num_classes
+    subject = Subject(model, diffusion, config, flags, train, test, classes)
     print(f"{flags.ckpt}: step {state['step']}; data: {train_set.source}", flush=True)
     if diffusion.x0_error is None:
         measure_errors(subject)
+    logs = runs.logs_of(flags.ckpt)
+    if ranks.first:
+        logs.mkdir(parents=True, exist_ok=True)  # or fail before anything is drawn
     judged = {"scores", "memory"} & set(flags.only)
-    drawn = draw_all(subject, ranks) if judged and train_set.num_classes > 1 else {}
+    drawn = draw_all(subject, ranks) if judged and classes > 1 else {}
     if not ranks.first:
         return
 
-    logs = runs.run_of(flags.ckpt).logs
-    logs.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"checkpoint": str(flags.ckpt), "step": state["step"]}
     found |= {"num": flags.num, "seed": flags.seed, "sample": asdict(config.sample)}
     if drawn:
@@ -141,37 +144,51 @@ def judge_samples(
     subject: Subject, drawn: dict[str, tuple[Photos, Row]], train_set: ImageSet, logs: Path
 ) -> dict[str, Any]:
     """The scores of samples beside the floors, and how near they are to the training images."""
-    flags, classes = subject.flags, train_set.num_classes
-    name = f"{train_set.name}_{subject.config.data.image_size}_{train_set.fingerprint[:16]}.pt"
-    path = logs.parent.parent / "classifiers" / name
-    judge = judge_of(subject.train, subject.test, classes, path)
+    in_run = runs.is_in_run(subject.flags.ckpt)
+    kept = (logs.parent.parent if in_run else logs) / "classifiers"
+    size = subject.config.data.image_size
+    path = kept / f"{train_set.name}_{size}_{train_set.fingerprint[:16]}.pt"
+    judge = judge_of(subject.train, subject.test, subject.classes, path)
     print(f"classifier: {100 * judge.accuracy:.2f} % of the test set; {judge.source}", flush=True)
     train, test = (Read.by(judge, photos) for photos in (subject.train, subject.test))
-    conditional = subject.config.model.num_classes > 0
     reads = {name: Read.by(judge, photos) for name, (photos, _) in drawn.items()}
-    rows = {
-        name: cost | score(reads[name], train, conditional) for name, (_, cost) in drawn.items()
-    }
     found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
-    samples = next(iter(reads.values()))
-    if "scores" in flags.only:
-        floors = {"train": train[: part_of(train, flags.num)], "test": test[: flags.num]}
-        reads |= {f"real {name} images": read for name, read in floors.items()}
-        rows |= {f"real {name} images": score(read, train, True) for name, read in floors.items()}
-        shares = {name: class_shares(read, classes) for name, read in reads.items()}
-        show("Samples, and real images as the floor", rows)
-        title = f"Share of each class, as classified, of {flags.num} samples and the real images"
-        show(title, {name: by_class(share) for name, share in shares.items()})
-        print("\n".join(reasons(samples, train, conditional)))
-        found |= {"scores": rows, "class_shares": shares}
-    if "memory" in flags.only:
-        found["memorisation"], picture = memorisation(samples, train, test[: flags.num])
-        path = logs / "nearest_pairs.png"
-        images.save_png(picture, path)
-        distances = {space: found["memorisation"][space] for space in ("pixels", "features")}
-        title = f"Distance to the nearest training image, {len(samples)} samples and test images"
-        show(title, distances)
-        print(f"{found['memorisation']['verdict']}; the closest pairs: {path}")
+    if "scores" in subject.flags.only:
+        costs = {name: cost for name, (_, cost) in drawn.items()}
+        found |= score_all(subject, reads, costs, train, test)
+    if "memory" in subject.flags.only:
+        samples = next(iter(reads.values()))
+        found["memorisation"] = find_copies(samples, train, test, logs / "nearest_pairs.png")
+    return found
+
+
+def score_all(
+    subject: Subject, reads: dict[str, Read], costs: dict[str, Row], train: Read, test: Read
+) -> dict[str, Any]:
+    """Every sampler's scores beside those of as many real images, and the shares of the classes."""
+    num, classes = subject.flags.num, subject.classes
+    asked = subject.config.model.num_classes > 0
+    rows = {name: costs[name] | score(read, train, asked) for name, read in reads.items()}
+    floors = {"train": train[: part_of(train, num)], "test": test[:num]}
+    floors = {f"real {name} images": read for name, read in floors.items()}
+    rows |= {name: score(read, train, True) for name, read in floors.items()}
+    shares = {name: class_shares(read, classes) for name, read in (reads | floors).items()}
+    show("Samples, and real images as the floor", rows)
+    title = f"Share of each class, as classified, of {num} samples and the real images"
+    show(title, {name: by_class(share) for name, share in shares.items()})
+    print("\n".join(reasons(next(iter(reads.values())), train, asked)))
+    return {"scores": rows, "class_shares": shares}
+
+
+def find_copies(samples: Read, train: Read, test: Read, picture: Path) -> dict[str, Row | str]:
+    """How near samples are to training images; the closest pairs as a picture."""
+    found, pairs = memorisation(samples, train, test)
+    images.save_png(pairs, picture)
+    title = (
+        f"Distance to the nearest training image: {len(samples)} samples, {len(test)} test images"
+    )
+    show(title, {space: found[space] for space in ("pixels", "features")})
+    print(f"{found['verdict']}; the closest pairs: {picture}")
     return found
 
 
@@ -202,7 +219,10 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
 
 
 def measure_errors(subject: Subject) -> None:
-    """For a checkpoint that lacks the errors of its network, or has those of the other --clip."""
+    """For a checkpoint that lacks the errors of its network, or has those of the other --clip.
+
+    As in training they are those without guidance: the optimal variance is exact there alone.
+    """
     x_0, y = normalize(subject.train[:ERRORS].images), subject.train[:ERRORS].labels
     clip = subject.config.sample.clip
     subject.diffusion.x0_error = x0_errors(subject.model, subject.diffusion, x_0, y, clip)

@@ -170,7 +170,7 @@ def default_folder(flags: Namespace, config: Config, step: int) -> Path:
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
             words = map(str, value) if isinstance(value, tuple) else [str(value)]
             parts.append(f.name + "-".join(words))
-    return runs.run_of(flags.ckpt).logs / "_".join(parts)
+    return runs.logs_of(flags.ckpt) / "_".join(parts)
 
 
 def class_labels(flags: Namespace, num_classes: int) -> Tensor | None:

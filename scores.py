@@ -95,4 +95,4 @@ def memorisation(samples: Read, train: Read, test: Read) -> tuple[dict[str, Row 
     found["verdict"] = verdict(found["pixels"])
     closest = of_samples.argsort()[:PAIRS]
     pairs = torch.cat([samples.photos.images[closest], train.photos.images[index[closest]]])
-    return found, grid(pairs / 127.5 - 1, PAIRS)
+    return found, grid(pairs / 127.5 - 1, len(closest))

@@ -50,6 +50,8 @@ FORMULATION: Rows = {
     "--schedule sigmoid": {"schedule: sigmoid": ""},
     "--first-timestep 2": {"first timestep: 2": ""},
     ORIGINAL: {"the original code's choices": "--variance beta --no-clip"},
+    "--optimizer adamw": {"optimizer: AdamW": ""},
+    "--optimizer adamw --lr 2e-3": {"optimizer: AdamW, rate 2e-3": ""},
 }
 UNGUIDED = "--guidance 1 --steps 10"
 RECIPE: Rows = {  # the first two differ in the seed alone; the last is the default now

@@ -132,7 +132,9 @@ def picture(name: str, minutes: float, flags: argparse.Namespace) -> Path:
 
 
 def table(rows: list[Score]) -> str:
-    """As Markdown."""
+    """As Markdown, contender by contender."""
+    places = {name: at for at, name in enumerate(CONTENDERS)}
+    rows = sorted(rows, key=lambda row: (places[row.name], row.seed, row.minutes))
     head = (
         "| contender | minutes | seed | steps | sampling | samples "
         "| FID (real images) | precision | recall | accuracy |"

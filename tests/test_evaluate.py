@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ import judge
 import sample
 import train
 from data.digits import draw_digits
+from diffusion import last, make_diffusion
+from diffusion.samplers import ddpm
 from judge import Photos, judge_of, shifted
 from models import Classifier
 from scores import Read, memorisation, score
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
+from utils.images import to_uint8
+from utils.seeding import image_noise
 
 TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
 SIZES = {True: 700, False: 300}
@@ -105,6 +110,16 @@ def test_what_does_not_apply_is_said_with_the_reason(measure):
     }  # fmt: skip
     out, _ = measure("--num", "300", "--only", "scores")
     assert "no " not in out.split("Share of each class")[1]  # control
+
+
+def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path):
+    original = next((trained / "checkpoints/version_0").iterdir())
+    copy = shutil.copy(original, tmp_path / "mine.pt")
+    flags = ["--ckpt", str(copy), "--device", "cpu", "--num", "20"]
+    assert evaluate.main([*flags, "--only", "scores,memory"]) == 0
+    assert sample.main(flags) == 0
+    names = {path.name.split("_")[0] for path in tmp_path.iterdir()}
+    assert names == {"mine.pt", "metrics.json", "classifiers", "nearest", "samples"}
 
 
 def test_a_part_can_be_measured_alone(measure):
@@ -230,7 +245,7 @@ def train_read(reader):
     return Read.by(reader, photos(0, 1000))
 
 
-def test_a_hundred_images_learnt_by_heart_are_found_out(reader, train_read):
+def test_copies_of_training_images_are_found_out(reader, train_read):
     test, fresh = (
         Read.by(reader, some) for some in (photos(0, 200, train=False), photos(1000, 1300))
     )
@@ -244,6 +259,39 @@ def test_a_hundred_images_learnt_by_heart_are_found_out(reader, train_read):
     above, below = picture[:, 2:30].float(), picture[:, 32:60].float()
     assert (above - below).abs().mean() < 6  # every sample above its original
     assert (above - below.roll(30, dims=2)).abs().mean() > 20  # control
+
+
+def learnt_by_heart(images, n=300, steps=20):
+    """n samples of the network that minimises the loss on these images alone."""
+    settings = ("cosine", 1000, (), "x0", False, "simple", 1)
+    diffusion = make_diffusion(*settings)
+    known = images.flatten(1).float() / 127.5 - 1
+
+    def network(x, t):
+        """Their mean given x_t: weights are the densities of x_t around each of them."""
+        signal = diffusion.alpha_bar[t][:, None]
+        apart = x.flatten(1)[:, None] - signal[..., None].sqrt() * known
+        near = -apart.square().sum(-1) / (2 * (1 - signal))
+        return (near.double().softmax(1).float() @ known).view_as(x)
+
+    randn = image_noise(0, range(n), images.shape[1:], torch.device("cpu"))
+    x_0 = last(ddpm(network, diffusion, randn(), steps, randn))
+    return Photos(to_uint8(x_0), torch.zeros(n))
+
+
+def test_a_network_that_learnt_a_hundred_images_by_heart_is_found_out(reader, train_read):
+    """The same network of images outside the training set is the control."""
+    test = Read.by(reader, photos(0, 200, train=False))
+    for start, expected in ((0, "copies training images"), (1000, "no sign of memorisation")):
+        samples = learnt_by_heart(photos(start, start + 100).images)
+        found, _ = memorisation(Read.by(reader, samples), train_read, test)
+        assert found["verdict"] == expected
+
+
+def test_few_samples_have_few_pairs(reader, train_read):
+    some = Read.by(reader, photos(1000, 1003))
+    _, picture = memorisation(some, train_read, Read.by(reader, photos(0, 200, train=False)))
+    assert picture.shape[1:] == (2 * 30 + 2, 3 * 30 + 2)
 
 
 def test_damaged_images_score_worse(reader, train_read):

@@ -89,6 +89,11 @@ def run_of(checkpoint: Path) -> Run:
     return Run(folder.parent.parent / "Inference" / folder.name, folder)
 
 
+def logs_of(checkpoint: Path) -> Path:
+    """Where what is made with a checkpoint goes: its run's logs; beside it, if it is a copy."""
+    return run_of(checkpoint).logs if is_in_run(checkpoint) else checkpoint.resolve().parent
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Readable, and complete or absent."""
     with whole_file(path) as file:
