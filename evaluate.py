@@ -5,30 +5,18 @@ python evaluate.py --ckpt latest --num 1000 --only scores
 python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 """
 
-import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from bound import bits, held_out, measure_errors
 from config import Config, ConfigError, Parser, flag
 from data import DataError, ImageSet, load
-from diffusion import (
-    DRAWS,
-    SAMPLERS,
-    GaussianDiffusion,
-    HeldOut,
-    bounds,
-    guided,
-    held_out_losses,
-    last_variances,
-    x0_errors,
-)
+from diffusion import SAMPLERS
 from draw import (
     add_flags,
     asked_classes,
@@ -38,32 +26,15 @@ from draw import (
     open_checkpoint,
     parse_flags,
 )
-from judge import Photos, judge_of, normalize
-from scores import Read, Row, class_shares, memorisation, part_of, reasons, score
-from utils import images, runs
+from judge import Photos, Subject, judge_of
+from scores import Read, Row, find_copies, score_all
+from utils import runs
 from utils.devices import pick_device
 from utils.distributed import Ranks, joined
-from utils.tables import table
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
 MOST = 60_000  # real images held in memory
-GRID, BANDS = 5_000, 10  # points of the held-out loss, bands of t
-BITS = 1_000  # test images of the bound
-ERRORS = 1024  # training images that the optimal variance is fitted to
-FITTED = 256  # training images that its last variance is fitted to
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and the real images it is compared with."""
-
-    model: nn.Module
-    diffusion: GaussianDiffusion
-    config: Config
-    flags: Namespace
-    train: Photos
-    test: Photos
-    classes: int
+FRESH = 1_000  # test images at least that samples' nearest neighbours are compared with
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,105 +129,9 @@ def judge_samples(
         found |= score_all(subject, reads, costs, train, test)
     if "memory" in subject.flags.only:
         samples = next(iter(reads.values()))
-        found["memorisation"] = find_copies(samples, train, test, logs / "nearest_pairs.png")
+        fresh = test[: max(subject.flags.num, FRESH)]
+        found["memorisation"] = find_copies(samples, train, fresh, logs / "nearest_pairs.png")
     return found
-
-
-def score_all(
-    subject: Subject, reads: dict[str, Read], costs: dict[str, Row], train: Read, test: Read
-) -> dict[str, Any]:
-    """Every sampler's scores beside those of as many real images, and the shares of the classes."""
-    num, classes = subject.flags.num, subject.classes
-    asked = subject.config.model.num_classes > 0
-    rows = {name: costs[name] | score(read, train, asked) for name, read in reads.items()}
-    floors = {"train": train[: part_of(train, num)], "test": test[:num]}
-    floors = {f"real {name} images": read for name, read in floors.items()}
-    rows |= {name: score(read, train, True) for name, read in floors.items()}
-    shares = {name: class_shares(read, classes) for name, read in (reads | floors).items()}
-    show("Samples, and real images as the floor", rows)
-    title = f"Share of each class, as classified, of {num} samples and the real images"
-    show(title, {name: by_class(share) for name, share in shares.items()})
-    print("\n".join(reasons(next(iter(reads.values())), train, asked)))
-    return {"scores": rows, "class_shares": shares}
-
-
-def find_copies(samples: Read, train: Read, test: Read, picture: Path) -> dict[str, Row | str]:
-    """How near samples are to training images; the closest pairs as a picture."""
-    found, pairs = memorisation(samples, train, test)
-    images.save_png(pairs, picture)
-    title = (
-        f"Distance to the nearest training image: {len(samples)} samples, {len(test)} test images"
-    )
-    show(title, {space: found[space] for space in ("pixels", "features")})
-    print(f"{found['verdict']}; the closest pairs: {picture}")
-    return found
-
-
-def by_class(shares: list[float]) -> dict[str, float]:
-    """A row of a table: the share of each class."""
-    return {str(label): share for label, share in enumerate(shares)}
-
-
-# The network and its bound.
-
-
-def held_out(subject: Subject) -> dict[str, dict[str, float]]:
-    """The training loss on a fixed grid of (test image, t, noise), by band of t."""
-    some = subject.test[:GRID]
-    grid = HeldOut.of(normalize(some.images), some.labels, subject.diffusion)
-    losses = held_out_losses(subject.model, subject.diffusion, grid).double()
-    bands, rows = min(BANDS, max(1, len(some) // 2)), {}
-    for part, t in zip(losses.tensor_split(bands), grid.t.tensor_split(bands), strict=True):
-        rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
-    rows["all"] = mean_and_error(losses)
-    show(f"Held-out loss ({subject.config.diffusion.loss}) of {len(some)} test images", rows)
-    return rows
-
-
-def mean_and_error(values: Tensor) -> dict[str, float]:
-    """Of independent losses (N,), and the standard error of the mean."""
-    return {"loss": values.mean().item(), "se": (values.std() / math.sqrt(len(values))).item()}
-
-
-def measure_errors(subject: Subject) -> None:
-    """For a checkpoint that lacks the errors of its network, or has those of the other --clip.
-
-    As in training they are those without guidance: the optimal variance is exact there alone.
-    """
-    x_0, y = normalize(subject.train[:ERRORS].images), subject.train[:ERRORS].labels
-    clip = subject.config.sample.clip
-    subject.diffusion.x0_error = x0_errors(subject.model, subject.diffusion, x_0, y, clip)
-
-
-def bits(subject: Subject) -> dict[str, Any]:
-    """The bound of all T steps, and of as many as are sampled, for every variance."""
-    c, diffusion, flags = subject.config, subject.diffusion, subject.flags
-    null, scale, clip = c.model.num_classes, c.sample.guidance, c.sample.clip
-
-    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return guided(subject.model, y if null else None, null, scale, c.guided_times)(x, t)
-
-    some, fitted = subject.test[:BITS], subject.train[:FITTED]
-    every = diffusion.timesteps - diffusion.first_timestep + 1
-    found = {}
-    for steps in sorted({every, c.sample.steps}, reverse=True):
-        last = last_variances(
-            model, diffusion, normalize(fitted.images), fitted.labels, steps, clip
-        )
-        draws = every if flags.all_terms else DRAWS
-        x_0, y = normalize(some.images), some.labels
-        parts = bounds(model, diffusion, x_0, y, steps, last, draws, clip)
-        found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
-        title = f"Bits per dimension of {len(some)} test images, ancestral chain of {steps} steps"
-        show(title, found[f"{steps} steps"])
-    if c.sample.sampler != "ddpm":
-        print(f"{c.sample.sampler} has no bound; these are of ddpm's chain")
-    return found
-
-
-def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Print a table under its title."""
-    print("\n" + table(title, rows), flush=True)
 
 
 def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:

@@ -1,14 +1,17 @@
 """The judge of images: a small classifier of the run's own training set, kept for the next time."""
 
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from config import Config
 from data import ImageSet
+from diffusion import GaussianDiffusion
 from models import Classifier
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
@@ -42,6 +45,19 @@ class Photos:
 
     def __getitem__(self, index: Tensor | slice) -> "Photos":
         return Photos(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and the real images it is compared with."""
+
+    model: nn.Module
+    diffusion: GaussianDiffusion
+    config: Config
+    flags: Namespace
+    train: Photos
+    test: Photos
+    classes: int
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Samples against real images: by the judge's features, and by their nearest neighbours."""
 
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from judge import Judge, Photos
-from utils.images import grid
+from judge import Judge, Photos, Subject
+from utils.images import grid, save_png
 from utils.metrics import closeness, frechet_distance, histogram, nearest, precision_recall, verdict
+from utils.tables import show
 
 LEAST = 2 * 128  # images for the covariance of 128 features
 K = 3  # nearest neighbours of precision and recall
@@ -96,3 +98,38 @@ def memorisation(samples: Read, train: Read, test: Read) -> tuple[dict[str, Row 
     closest = of_samples.argsort()[:PAIRS]
     pairs = torch.cat([samples.photos.images[closest], train.photos.images[index[closest]]])
     return found, grid(pairs / 127.5 - 1, len(closest))
+
+
+def score_all(
+    subject: Subject, reads: dict[str, Read], costs: dict[str, Row], train: Read, test: Read
+) -> dict[str, Any]:
+    """Every sampler's scores beside those of as many real images, and the shares of the classes."""
+    num, classes = subject.flags.num, subject.classes
+    asked = subject.config.model.num_classes > 0
+    rows = {name: costs[name] | score(read, train, asked) for name, read in reads.items()}
+    floors = {"train": train[: part_of(train, num)], "test": test[:num]}
+    floors = {f"real {name} images": read for name, read in floors.items()}
+    rows |= {name: score(read, train, True) for name, read in floors.items()}
+    shares = {name: class_shares(read, classes) for name, read in (reads | floors).items()}
+    show("Samples, and real images as the floor", rows)
+    title = f"Share of each class, as classified, of {num} samples and the real images"
+    show(title, {name: by_class(share) for name, share in shares.items()})
+    print("\n".join(reasons(next(iter(reads.values())), train, asked)))
+    return {"scores": rows, "class_shares": shares}
+
+
+def find_copies(samples: Read, train: Read, test: Read, picture: Path) -> dict[str, Row | str]:
+    """How near samples are to training images; the closest pairs as a picture."""
+    found, pairs = memorisation(samples, train, test)
+    save_png(pairs, picture)
+    title = (
+        f"Distance to the nearest training image: {len(samples)} samples, {len(test)} test images"
+    )
+    show(title, {space: found[space] for space in ("pixels", "features")})
+    print(f"{found['verdict']}; the closest pairs: {picture}")
+    return found
+
+
+def by_class(shares: list[float]) -> dict[str, float]:
+    """A row of a table: the share of each class."""
+    return {str(label): share for label, share in enumerate(shares)}

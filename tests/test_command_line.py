@@ -9,6 +9,7 @@ import time
 import pytest
 from faults import AGAIN, FORK, child_prelude, count, folder, run, two_at_a_time
 
+import bound
 import evaluate
 import judge
 import sample
@@ -86,7 +87,7 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
     child_prelude()
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
     script = {"train": train, "sample": sample, "evaluate": evaluate}[name]
-    judge.STEPS, evaluate.GRID = 10, 20  # seconds, not minutes
+    judge.STEPS, bound.GRID = 10, 20  # seconds, not minutes
     with open(report, "w") as file:
         for argv in cases(script, ckpt, every)[half::2]:
             with folder() as where:

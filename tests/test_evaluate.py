@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bound
 import data.datasets
 import evaluate
 import judge
@@ -46,7 +47,7 @@ def trained(tmp_path_factory):
         patch.chdir(root)
         patch.setitem(data.datasets.DATASETS, "digits", digits)
         patch.setattr(judge, "STEPS", 30)
-        patch.setattr(evaluate, "BITS", 100)
+        patch.setattr(bound, "BITS", 100)
         assert train.main(TRAIN) == 0
         assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
         yield root / "Logs_Checkpoints"
@@ -80,8 +81,8 @@ def test_everything_is_measured_printed_and_kept(measure, trained):
     assert sum(found["class_shares"]["real test images"]) == pytest.approx(1)
     assert list(found["bits_per_dim"]) == ["50 steps", "5 steps"]
     for chain in found["bits_per_dim"].values():
-        for bound in chain.values():
-            assert bound["prior"] + bound["kl"] + bound["decoder"] == pytest.approx(bound["total"])
+        for parts in chain.values():
+            assert parts["prior"] + parts["kl"] + parts["decoder"] == pytest.approx(parts["total"])
         assert chain["optimal"]["total"] < min(chain[k]["total"] for k in ("beta", "posterior"))
     assert found["memorisation"]["verdict"] in out
     picture = Image.open(trained / "Inference/version_0/nearest_pairs.png")
@@ -126,7 +127,7 @@ def test_a_part_can_be_measured_alone(measure):
     _, found = measure("--only", "held-out")
     assert "held_out" in found
     assert not found.keys() & {"scores", "memorisation", "bits_per_dim"}
-    assert len(found["held_out"]) == evaluate.BANDS + 1
+    assert len(found["held_out"]) == bound.BANDS + 1
 
 
 def test_all_terms_agree_with_those_drawn(measure):

@@ -20,7 +20,8 @@ PARTS = {
     "training": {"train", "prepare", "report", "replay"},
     "prove": {"train"},
     "draw": {"sample", "evaluate"},
-    "judge": {"evaluate", "scores"},
+    "judge": {"evaluate", "scores", "bound"},
+    "bound": {"evaluate"},
     "scores": {"evaluate"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - LEAVES - PARTS.keys()

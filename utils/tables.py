@@ -13,3 +13,8 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = [f"{row[c]:.4g}" if c in row else "-" for c in columns]
         lines.append(name.ljust(first) + "".join(map(str.rjust, cells, widths)))
     return "\n".join(lines)
+
+
+def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a table under its title."""
+    print("\n" + table(title, rows), flush=True)
