@@ -62,8 +62,7 @@ def test_a_training_is_done_once_in_a_place(tmp_path):
     on = place.train(["--resume", str(first), "--max-steps", "4"])
     assert on.parent == first.parent
     assert on.name != first.name
-    for n in (6, 8, 10):  # the run deletes its own early checkpoints, not these
-        on = place.train(["--resume", str(on), "--max-steps", str(n)])
+    place.train(["--resume", str(on), "--max-steps", "6"])  # deletes the first of the run's own
     assert first.exists()
     assert not first.with_name(first.name.removeprefix("kept_")).exists()
     assert place.train(["--resume", str(first), "--max-steps", "5"]).exists()
