@@ -52,7 +52,7 @@ def plot_quality(rows: list[Score], path: Path) -> None:
     minutes = sorted({row.minutes for row in rows})
     ax.set_xticks(minutes, [f"{m:g}" for m in minutes])
     ax.minorticks_off()
-    ax.set_xlabel(f"minutes of training on {rows[0].cores} CPU cores")
+    ax.set_xlabel(f"minutes of training; CPU cores: {rows[0].cores}")
     ax.set_ylabel("fid_classifier")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
@@ -74,5 +74,5 @@ def plot_grids(folder: Path, pictures: dict[tuple[str, float], Path]) -> None:
         ax = axes[names.index(name)][minutes.index(m)]
         ax.imshow(plt.imread(path), cmap="gray", vmin=0, vmax=1)
         ax.set_title(f"{name}, {m:g} min", fontsize=8)
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, h_pad=1.5)
     figure.savefig(folder / "time_to_quality_grids.png", dpi=110)
