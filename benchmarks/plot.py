@@ -40,7 +40,7 @@ def plot_speed(results: dict[str, Any], path: Path) -> None:
 
 def plot_quality(rows: list[Score], path: Path) -> None:
     """Fréchet distance against minutes of training; dashed, that of real images."""
-    figure, ax = plt.subplots(figsize=(6, 3.8))
+    figure, ax = plt.subplots(figsize=(8, 3.8))
     curves: dict[tuple[str, str, int], list[Score]] = {}
     for row in rows:
         curves.setdefault((row.name, row.sample_flags, row.seed), []).append(row)
@@ -55,7 +55,7 @@ def plot_quality(rows: list[Score], path: Path) -> None:
     ax.set_xlabel(f"minutes of training; CPU cores: {rows[0].cores}")
     ax.set_ylabel("fid_classifier")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
