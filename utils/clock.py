@@ -5,7 +5,8 @@ import time
 import torch
 
 SETTLE_STEPS = 3  # they warm up caches and choose kernels
-SPEED_SECONDS = 5.0  # of steps, after which the speed is taken as known
+SPEED_SECONDS = 5.0  # of steps, after which the speed is taken as known,
+PLAN_SECONDS = 15.0  # and where a plan is made from it, since others may use the machine too
 RESERVE = 0.02  # of the minutes, for checkpoints and the end
 FORWARD = 1 / 3  # of the time of a training step, which goes forward and twice that back
 
@@ -26,7 +27,7 @@ class Clock:
         self.steps += 1
         if self.steps == SETTLE_STEPS:
             self.settled = self.now()
-        enough = min(SPEED_SECONDS, 3 * max_minutes or SPEED_SECONDS)  # at most 5 % of them
+        enough = min(PLAN_SECONDS, 3 * max_minutes) if max_minutes else SPEED_SECONDS  # 5 % at most
         if self.steps <= SETTLE_STEPS or time.monotonic() - self.settled < enough:
             return False
         self.step_seconds = (self.now() - self.settled) / (self.steps - SETTLE_STEPS)
