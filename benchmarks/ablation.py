@@ -133,7 +133,8 @@ def table(rows: list[Score]) -> str:
 
 def line(row: Score) -> str:
     """A row of the table."""
-    cells = f"{row.fid:.2f} | {row.precision:.3f} | {row.recall:.3f} | {row.accuracy:.1%}"
+    right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
+    cells = f"{row.fid:.2f} | {row.precision:.3f} | {row.recall:.3f} | {right}"
     return f"| {row.name} | {row.steps:,} | {cells} |"
 
 

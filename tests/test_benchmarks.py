@@ -146,6 +146,12 @@ def test_after_one_that_fails_no_other_task_begins():
     assert len(begun) < 50
 
 
+def test_what_a_network_without_classes_lacks_is_left_out():
+    for line in (ablation.line, time_to_quality.line):
+        assert line(ROW).endswith("|  |")
+        assert line(replace(ROW, accuracy=0.5)).endswith("| 50.0% |")  # control
+
+
 def rows() -> list[tuple[str, str]]:
     """Flags of training, and of sampling, of every row of both benchmarks."""
     tables = (ablation.FORMULATION, ablation.RECIPE)
