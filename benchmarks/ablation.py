@@ -133,9 +133,7 @@ def table(rows: list[Score]) -> str:
 
 def line(row: Score) -> str:
     """A row of the table."""
-    right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
-    cells = f"{row.fid:.2f} | {row.precision:.3f} | {row.recall:.3f} | {right}"
-    return f"| {row.name} | {row.steps:,} | {cells} |"
+    return f"| {row.name} | {row.steps:,} | {row.fid:.2f} | {row.cells} |"
 
 
 if __name__ == "__main__":

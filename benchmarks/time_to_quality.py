@@ -144,9 +144,8 @@ def table(rows: list[Score]) -> str:
 
 def line(row: Score) -> str:
     """A row of the table."""
-    right = f"{row.accuracy:.1%}" if row.accuracy >= 0 else ""
     trained = f"{row.name} | {row.minutes:g} | {row.seed} | {row.steps:,}"
-    scored = f"{row.fid:.2f} ({row.floor:.2f}) | {row.precision:.3f} | {row.recall:.3f} | {right}"
+    scored = f"{row.fid:.2f} ({row.floor:.2f}) | {row.cells}"
     return f"| {trained} | {row.sample_flags or 'default'} | {row.num:,} | {scored} |"
 
 

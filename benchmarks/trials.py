@@ -54,6 +54,12 @@ class Score:
     cpu: str  # what its vectors can do
     git: str
 
+    @property
+    def cells(self) -> str:
+        """What follows the distance in a Markdown row: precision, recall, accuracy if any."""
+        right = f"{self.accuracy:.1%}" if self.accuracy >= 0 else ""
+        return f"{self.precision:.3f} | {self.recall:.3f} | {right}"
+
 
 class Scores:
     """The rows of a CSV; safe to add to from several threads."""
