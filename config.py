@@ -6,31 +6,44 @@ configures, so that a checkpoint which stores ``asdict(config)`` can rebuild all
 
 import argparse
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NoReturn, Self, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+
+from utils.errors import InputError
 
 
-class ConfigError(Exception):
+class ConfigError(InputError):
     """A setting that cannot work; one line: what was wrong and what to do."""
 
 
 def option(
-    default: Any, help: str, least: float = -math.inf, most: float = math.inf, typed: bool = True
+    default: Any,
+    help: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    typed: bool = True,
+    sampler: str | None = None,
 ) -> Any:
     """A field whose help is both its comment and its --help line, with the range it accepts.
 
-    typed: whether it has a flag; what follows from the data has none.
+    typed: whether it has a flag; what follows from the data has none. sampler: the only one that
+    has this option.
     """
-    metadata = {"help": help, "least": least, "most": most, "typed": typed}
+    metadata = {"help": help, "least": least, "most": most, "typed": typed, "sampler": sampler}
     return field(default=default, metadata=metadata)
+
+
+# Choices stand as Literal types beside their fields; a test compares them with the registries.
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Keyword arguments of data.load."""
 
-    dataset: str = option("mnist", "what to learn")
+    dataset: Literal[
+        "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "flowers102", "folder", "digits"
+    ] = option("mnist", "data set; folder: one folder of images per class; digits: drawn by code")
     data_root: str = option("datasets", "folder that holds, or receives, the images")
     image_size: int = option(0, "side in pixels, small ones are padded; 0: the set's", 0, 4096)
 
@@ -41,32 +54,46 @@ class ModelConfig:
 
     image_channels: int = option(1, "as the data set has", 1, 4, typed=False)
     base_channels: int = option(32, "channels of the finest level", 4, 4096)
-    channel_multipliers: tuple[int, ...] = option((1, 2), "width of levels / base channels", 1, 64)
-    blocks_per_level: int = option(1, "residual blocks of a level down, one more up", 1, 12)
-    attention_levels: tuple[int, ...] = option((1,), "with attention, or none; 0: finest", 0)
+    channel_multipliers: tuple[int, ...] = option(
+        (1, 2), "channels of each level, finest first, as multiples of the base channels", 1, 64
+    )
+    blocks_per_level: int = option(1, "residual blocks per level (one more in the decoder)", 1, 12)
+    attention_levels: tuple[int, ...] = option(
+        (1,), "levels with self-attention, 0 is the finest; the bottleneck always has it", 0
+    )
     heads: int = option(4, "attention heads", 1, 4096)
     emb_channels: int = option(128, "width of the time and class embedding", 1, 2**16)
     patch_size: int = option(2, "pixel-unshuffle before the first level; 1: none", 1, 64)
-    norm: str = option("layer", "normalization: layer (fast on CPU) or group (the original's)")
-    dropout: float = option(0.0, "dropout inside residual blocks", 0, 0.99)
+    norm: Literal["layer", "group"] = option(
+        "layer", "normalization: layer (over channels, fast on a CPU) or group (the original's)"
+    )
+    dropout: float = option(0.0, "dropout probability inside residual blocks", 0, 0.99)
     num_classes: int = option(-1, "classes to condition on; 0: none, -1: all there are", -1, 10**5)
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Keyword arguments of diffusion.make_alphas (the first three) and GaussianDiffusion."""
+    """Keyword arguments of diffusion.make_diffusion."""
 
-    schedule: str = option("cosine", "noise schedule; manual takes --alphas")
+    schedule: Literal["cosine", "linear", "sigmoid", "manual"] = option(
+        "cosine", "noise schedule; manual takes --alphas"
+    )
     timesteps: int = option(1000, "T, the number of diffusion steps", 2, 10**5)
     alphas: tuple[float, ...] = option((), "alpha_1 ... alpha_T by hand, or @FILE of one a line", 0)
-    prediction: str = option("v", "what the network predicts: the clean image, the noise, or v")
-    precondition: bool = option(True, "x0: read it as a x_t + b F; --no-precondition: F itself")
-    loss: str = option("simple", "weight on t: the bound's (kl), none (simple), or min-snr")
+    prediction: Literal["v", "eps", "x0"] = option(
+        "v", "parameterization of the network's output: v, the noise, or the clean image"
+    )
+    precondition: bool = option(
+        True, "x0: the output F gives x_0 = a x_t + b F; --no-precondition: x_0 = F"
+    )
+    loss: Literal["simple", "kl", "min-snr"] = option(
+        "simple", "weighting over t: none (simple), the variational bound's (kl), or min-SNR"
+    )
     first_timestep: int = option(1, "smallest t that is trained and sampled; 2: let x_1 = x_0", 1)
 
     @property
     def most_steps(self) -> int:
-        """Steps of the slowest sampler: one for every t that is trained."""
+        """Steps of the longest reverse process: one for every t that is trained."""
         return self.timesteps - self.first_timestep + 1
 
 
@@ -75,36 +102,54 @@ class TrainConfig:
     """How train.py optimizes."""
 
     epochs: int = option(30, "passes over the training set; 0: as --max-steps/-minutes allow", 0)
-    batch_size: int = option(32, "images per step", 1)
-    optimizer: str = option("muon", "muon: Muon on convolutions at 10 x lr, AdamW on the rest")
+    batch_size: int = option(32, "images per step, over all ranks", 1)
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"
+    )
     lr: float = option(7e-4, "peak learning rate", 1e-12, 1e3)
-    warmup_steps: int = option(100, "steps in which the learning rate rises", 0)
-    decay: str = option("linear", "how the learning rate falls over the whole run")
+    warmup_steps: int = option(100, "steps of linear warm-up of the learning rate", 0)
+    decay: Literal["linear", "cosine", "constant"] = option(
+        "linear", "learning-rate decay over the whole run"
+    )
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", 0, 1e3)
     grad_clip: float = option(1.0, "largest norm of the gradient", 1e-12)
-    ema_power: float = option(13.0, "exponent of the power-function average of the weights", 0, 1e6)
-    ema_decay: float = option(0.9999, "upper bound of the average's decay; 0: no averaging", 0, 1)
-    label_drop: float = option(0.1, "share of the labels dropped, for guidance", 0, 1)
-    precision: str = option("auto", "bf16 autocast, or fp32 (on CUDA TF32); auto: by hardware")
+    ema_power: float = option(13.0, "exponent of the power-function EMA of the weights", 0, 1e6)
+    ema_decay: float = option(0.9999, "upper bound of the EMA's decay; 0: no EMA", 0, 1)
+    label_drop: float = option(
+        0.1, "probability of label dropout, for classifier-free guidance", 0, 1
+    )
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto", "bf16 autocast, or fp32 (on CUDA TF32); auto: by hardware"
+    )
     seed: int = option(0, "of weights, order, t and noise", 0, 2**63 - 1)
     max_steps: int = option(0, "end after this many steps, learning rate and all; 0: no limit", 0)
     max_minutes: float = option(0.0, "fit the run into about these minutes; 0: no limit", 0, 1e6)
-    grad_accum: int = option(1, "passes in which a step takes its batch, to save memory", 1)
-    checkpoint_activations: bool = option(False, "compute the blocks twice, to save memory")
-    compile: str = option("auto", "torch.compile; auto: on CUDA, for a run long enough to pay")
+    grad_accum: int = option(1, "micro-batches per step (gradient accumulation)", 1)
+    checkpoint_activations: bool = option(
+        False, "recompute activations in the backward pass, to save memory"
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "torch.compile; auto: on CUDA, for a run long enough to pay"
+    )
     save_minutes: float = option(5.0, "minutes between checkpoints within an epoch", 0, 1e6)
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How train.py draws its previews and sample.py its images."""
+    """Keyword arguments of diffusion.Sampler: the previews of train.py, the images of sample.py."""
 
-    sampler: str = option("ddpm", "reverse process")
-    steps: int = option(12, "steps of the sampler; guided ones take two evaluations", 1)
-    variance: str = option("posterior", "sigma^2 of ddpm: posterior, beta, or the bound's optimal")
-    eta: float = option(0.0, "noise of ddim; 0: deterministic, 1: ancestral", 0, 1)
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = option(
+        "ddpm", "ancestral sampling, DDIM, or DPM-Solver++(2M)"
+    )
+    steps: int = option(12, "steps of the sampler; guided ones take two network evaluations", 1)
+    variance: Literal["posterior", "beta", "optimal"] = option(
+        "posterior", "sigma^2 of ddpm: posterior, beta, or optimal for the bound", sampler="ddpm"
+    )
+    eta: float = option(
+        0.0, "stochasticity of ddim; 0: deterministic, 1: ancestral", 0, 1, sampler="ddim"
+    )
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
-    guidance: float = option(1.2, "classifier-free guidance; 1: conditional, no guidance", 0, 1e3)
+    guidance: float = option(1.2, "classifier-free guidance scale; 1: no guidance", 0, 1e3)
     guidance_interval: tuple[float, ...] = option((0.3, 0.8), "from and to which t / T", 0, 1)
 
 
@@ -128,52 +173,63 @@ class Config:
         except (TypeError, KeyError) as e:
             raise ConfigError(f"the stored configuration does not fit this program: {e}") from e
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), once the data set is known."""
+        return self.model.image_channels, self.data.image_size, self.data.image_size
+
+    def options(self) -> Iterator[tuple[Field, Any, Any]]:
+        """Every field of every section, with its type and its value."""
+        for section in vars(self).values():
+            yield from options(section)
+
     def override(self, **values: Any) -> Self:
         """A copy with the named fields, of whichever section owns them, replaced."""
         sections = {}
-        for name in get_type_hints(type(self)):
-            section = getattr(self, name)
+        for name, section in vars(self).items():
             own = {f.name: values.pop(f.name) for f in fields(section) if f.name in values}
             sections[name] = replace(section, **own)
         if values:
             raise ConfigError(f"no section has a field named {', '.join(sorted(values))}")
         return replace(self, **sections)
 
-    def check(self, choices: Mapping[str, Collection[str]]) -> None:
+    def check(self) -> None:
         """ConfigError for the first value of a wrong type, outside its range, or no choice."""
-        for name in get_type_hints(type(self)):
-            section = getattr(self, name)
-            types = get_type_hints(type(section))
-            for f in fields(section):
-                value = getattr(section, f.name)
-                if not is_of(value, types[f.name]):
-                    raise ConfigError(f"{flag(f.name)} must not be {value!r}")
-                check_range(flag(f.name), value, **bounds(f.metadata))
-                if value not in choices.get(f.name, [value]):
-                    known = ", ".join(sorted(choices[f.name]))
+        for f, kind, value in self.options():
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    known = ", ".join(sorted(get_args(kind)))
                     raise ConfigError(f"{flag(f.name)} must be one of {known}, got {value!r}")
+                continue
+            if not is_of(value, kind):
+                raise ConfigError(f"{flag(f.name)} must not be {value!r}")
+            check_range(flag(f.name), value, f.metadata["least"], f.metadata["most"])
 
-    def check_sampling(self, typed: Collection[str], own_options: Collection[str]) -> None:
+    def check_sampling(self, typed: Collection[str]) -> None:
         """ConfigError for too many steps, and for typed options the sampler does not have."""
         s = self.sample
         check_range("--steps", s.steps, 1, self.diffusion.most_steps)
-        for name in ("eta", "variance"):
-            if name in typed and name not in own_options:
-                raise ConfigError(f"{flag(name)} has no effect on --sampler {s.sampler}")
+        for f in fields(s):
+            if f.name in typed and f.metadata["sampler"] not in (None, s.sampler):
+                raise ConfigError(f"{flag(f.name)} has no effect on --sampler {s.sampler}")
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
         if self.train.label_drop == 0 and s.guidance != 1 and self.model.num_classes:
-            raise ConfigError("--label-drop 0 needs --guidance 1: no label, no guidance is learnt")
+            raise ConfigError(
+                "--label-drop 0 needs --guidance 1: without label dropout there is no "
+                "unconditional network to guide with"
+            )
         if "guidance_interval" in typed and s.guidance == 1:
             raise ConfigError("--guidance-interval has no effect on --guidance 1")
         if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
 
-    @property
-    def guided_times(self) -> tuple[float, float]:
-        """The t from and to which guidance applies."""
-        T, (first, last) = self.diffusion.timesteps, self.sample.guidance_interval
-        return first * T, last * T
+
+def options(section: object) -> Iterator[tuple[Field, Any, Any]]:
+    """Every field of a section, with its type and its value."""
+    types = get_type_hints(type(section))
+    for f in fields(section):
+        yield f, types[f.name], getattr(section, f.name)
 
 
 def is_of(value: Any, kind: Any) -> bool:
@@ -182,11 +238,6 @@ def is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(is_of(item, get_args(kind)[0]) for item in value)
     kinds = (int, float) if kind is float else kind
     return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
-
-
-def bounds(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """The range of a field, as check_range takes it."""
-    return {"least": metadata["least"], "most": metadata["most"]}
 
 
 def check_range(name: str, value: Any, least: float, most: float) -> None:
@@ -200,11 +251,11 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
             raise ConfigError(f"{name} must be {limit}, got {number}")
 
 
-# What a row gives was measured with `python train.py --preset NAME`; see the README for hardware.
+# What `python train.py --preset NAME` gives stands in README.md and docs/quality.md.
 PRESETS: dict[str, Config] = {
-    # 0.76 M parameters; with --max-minutes 5: 3,736 steps, held-out loss 0.1070; scores in README.
+    # 0.76 M parameters, for minutes on a CPU.
     "mnist": Config(),
-    # The original's network, process and optimizer; 57.8 M parameters.
+    # The network, process, objective and optimizer of Diffusion-Model-Demo; 57.8 M parameters.
     "original": Config().override(
         image_size=32,
         base_channels=64,
@@ -228,7 +279,7 @@ PRESETS: dict[str, Config] = {
         ema_decay=0.999,
         steps=50,
     ),
-    # The widths of Ho et al. (2020), App. B, with heads and classes.
+    # The widths of Ho et al. (2020), App. B, with heads and classes. Never trained by us.
     "cifar10": Config().override(
         dataset="cifar10",
         image_channels=3,
@@ -248,7 +299,7 @@ PRESETS: dict[str, Config] = {
         steps=50,
         guidance=1.0,
     ),
-    # Seconds on a laptop, no files needed: does everything once, learns little.
+    # 30 steps on drawn digits: no files needed, does everything once, learns little.
     "smoke": Config().override(
         dataset="digits",
         base_channels=8,
@@ -278,40 +329,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
+    def parse(
+        self, argv: Sequence[str] | None, sections: Sequence[object]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The script's own flags, and the fields of the sections that were typed."""
+        own = {action.dest for action in self._actions} - {"help"}
+        for section in sections:
+            self.add_section(section)
+        values = vars(self.parse_args(argv))
+        return {name: values.pop(name) for name in own}, values
 
-def flag(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def add_options(
-    parser: argparse.ArgumentParser,
-    sections: Sequence[object],
-    choices: Mapping[str, Collection[str]],
-) -> None:
-    """One flag per field; --help shows the sections' values; untyped flags leave no trace."""
-    for section in sections:
-        group = parser.add_argument_group(type(section).__name__.removesuffix("Config").lower())
-        types = get_type_hints(type(section))
-        for f in (f for f in fields(section) if f.metadata["typed"]):
-            default = getattr(section, f.name)
-            group.add_argument(
-                flag(f.name),
-                default=argparse.SUPPRESS,
-                help=f"{f.metadata['help']} [{default}]".replace("%", "%%"),
-                **argument(types[f.name], choices.get(f.name)),
-            )
-
-
-def argument(kind: Any, choices: Collection[str] | None) -> dict[str, Any]:
-    """The argparse keywords for a field of this type."""
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is tuple:
-        return {"type": get_args(kind)[0], "nargs": "*", "action": StoreTuple, "metavar": "N"}
-    if choices:
-        return {"choices": sorted(choices)}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+    def add_section(self, section: object) -> None:
+        """One flag per field; --help shows the section's values; untyped flags leave no trace."""
+        group = self.add_argument_group(type(section).__name__.removesuffix("Config").lower())
+        for f, kind, default in options(section):
+            if f.metadata["typed"]:
+                group.add_argument(
+                    flag(f.name),
+                    default=argparse.SUPPRESS,
+                    help=f"{f.metadata['help']} [{shown(default)}]".replace("%", "%%"),
+                    **argument(kind),
+                )
 
 
 class StoreTuple(argparse.Action):
@@ -319,3 +357,51 @@ class StoreTuple(argparse.Action):
 
     def __call__(self, _parser, namespace, values, _option=None) -> None:
         setattr(namespace, self.dest, tuple(values))
+
+
+def argument(kind: Any) -> dict[str, Any]:
+    """The argparse keywords for a field of this type."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is tuple:
+        return {"type": get_args(kind)[0], "nargs": "*", "action": StoreTuple, "metavar": "N"}
+    if get_origin(kind) is Literal:
+        return {"choices": sorted(get_args(kind))}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed behind its flag."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
+
+def settings() -> str:
+    """docs/settings.md: every setting, what it means, its values in the presets."""
+    lines = [SETTINGS_HEAD]
+    for name, section in vars(PRESETS["mnist"]).items():
+        lines.append(f"\n## {name}\n\n| flag | meaning | {' | '.join(PRESETS)} |")
+        lines.append("|---|---|" + "---|" * len(PRESETS))
+        for f, kind, _ in options(section):
+            values = [shown(getattr(vars(preset)[name], f.name)) for preset in PRESETS.values()]
+            typed = f"`{flag(f.name)}`" if f.metadata["typed"] else f.name
+            choices = f" ({', '.join(get_args(kind))})" if get_origin(kind) is Literal else ""
+            lines.append(f"| {typed} | {f.metadata['help']}{choices} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+SETTINGS_HEAD = """# Settings
+
+Made from `config.py` by `python config.py > docs/settings.md`. Each field is a flag of `train.py`;
+`sample.py` and `evaluate.py` take those of the last table. Columns are the presets
+(`--preset NAME`); a flag on the command line overrides the preset's value."""
+
+
+if __name__ == "__main__":
+    print(settings())

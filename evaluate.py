@@ -6,136 +6,190 @@ python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 """
 
 import sys
-from argparse import Namespace
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from bound import bits, held_out, measure_errors
-from config import Config, ConfigError, Parser, flag
-from data import DataError, ImageSet, load
-from diffusion import SAMPLERS
-from draw import (
+from config import ConfigError, Parser, flag
+from data import ImageSet, deaths_of_workers, load_splits
+from diffusion import SAMPLERS, Sampler, generate
+from evaluation import likelihood
+from evaluation.features import LabeledImages, load_or_train
+from evaluation.memorization import memorization
+from evaluation.scores import score_all
+from evaluation.tables import Row
+from sample import (
+    CommonArgs,
+    TrainedModel,
     add_flags,
-    asked_classes,
-    build,
-    draw_samples,
-    exit_code,
+    choices,
+    common,
     open_checkpoint,
-    parse_flags,
+    parse,
+    share_of_images,
 )
-from judge import Photos, Subject, judge_of
-from scores import Read, Row, find_copies, score_all
 from utils import runs
-from utils.devices import pick_device
+from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
+from utils.images import to_uint8
+from utils.process import exit_code
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
 MOST = 60_000  # real images held in memory
-FRESH = 1_000  # test images at least that samples' nearest neighbours are compared with
+TEST = 1_000  # test images at least whose nearest training images are the baseline
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """What was typed, checked."""
+
+    samplers: dict[str, Sampler]  # by "name:steps"; the checkpoint's own, or the typed one, first
+    only: tuple[str, ...]  # of SECTIONS
+    all_terms: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and the real images it is compared with."""
+
+    model: TrainedModel
+    args: Args
+    train_set: ImageSet
+    train: LabeledImages
+    test: LabeledImages
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: measured, 1: failed on the way, 2: bad input, 130: interrupted."""
-
-    def work() -> None:
-        config, flags, state = parse(argv)
-        device = pick_device(flags.device)
-        with joined(device) as ranks:
-            evaluate(config, flags, state, device, ranks)
-
-    return exit_code("evaluate.py", work)
+    return exit_code("evaluate.py", lambda: run(parse_args(argv)), "interrupted: nothing written")
 
 
-def evaluate(
-    config: Config, flags: Namespace, state: dict[str, Any], device: torch.device, ranks: Ranks
-) -> None:
+def run(args: Args) -> int:
+    """On one device, or as one of the ranks that torchrun started."""
+    device = pick_device(args.device)
+    tune(device)
+    with deaths_of_workers(), joined(device) as ranks:
+        evaluate(args, device, ranks)
+    return 0
+
+
+def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     """Measure what was asked for; print it, and write metrics.json beside the run's logs.
 
-    Each rank draws its part of the samples; the first one does all the rest.
+    Each rank draws its share of the samples; the first one does all the rest.
     """
-    train_set, test_set = open_data(config, state)
-    model, diffusion = build(config, flags.ckpt, state, device)
-    train, test = (Photos.of(part.to(device), MOST) for part in (train_set, test_set))
-    classes = train_set.num_classes
-    subject = Subject(model, diffusion, config, flags, train, test, classes)
-    print(f"{flags.ckpt}: step {state['step']}; data: {train_set.source}", flush=True)
-    if diffusion.x0_error is None:
-        measure_errors(subject)
-    logs = runs.logs_of(flags.ckpt)
+    opened = args.opened
+    fingerprint = opened.content["data"]["fingerprint"]
+    train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
+    model = opened.model(device)
+    train, test = (LabeledImages.of(part.to(device), MOST) for part in (train_set, test_set))
+    e = Evaluation(model, args, train_set, train, test)
+    print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
+    if model.diffusion.x0_error is None:
+        likelihood.measure_x0_errors(model, train, model.config.sample.clip)
+    logs = runs.logs_of(model.path)
     if ranks.first:
-        logs.mkdir(parents=True, exist_ok=True)  # or fail before anything is drawn
-    judged = {"scores", "memory"} & set(flags.only)
-    drawn = draw_all(subject, ranks) if judged and classes > 1 else {}
+        logs.mkdir(parents=True, exist_ok=True)  # fails before sampling, not after
+    from_samples = {"scores", "memory"} & set(args.only)
+    samples = sample_all(e, ranks) if from_samples and train_set.num_classes > 1 else {}
     if not ranks.first:
         return
 
-    found: dict[str, Any] = {"checkpoint": str(flags.ckpt), "step": state["step"]}
-    found |= {"num": flags.num, "seed": flags.seed, "sample": asdict(config.sample)}
-    if drawn:
-        found |= judge_samples(subject, drawn, train_set, logs)
-    elif judged:
-        print(f"no scores, no memorisation: {train_set.name} has no classes to train a judge on")
-    if "held-out" in flags.only:
-        found["held_out"] = held_out(subject)
-    if "bits" in flags.only:
-        found["bits_per_dim"] = bits(subject)
+    found: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
+    found |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
+    if samples:
+        found |= compare(e, samples, logs)
+    elif from_samples:
+        print(f"no scores, no memorization: {train_set.name} has no classes to learn features from")
+    if "held-out" in args.only:
+        found["held_out"] = likelihood.held_out(model, test, model.config.diffusion.loss)
+    if "bits" in args.only:
+        first = next(iter(args.samplers.values()))
+        found["bits_per_dim"] = likelihood.bits_per_dim(model, first, train, test, args.all_terms)
     found["environment"] = runs.environment(device)
     runs.write_json(logs / "metrics.json", found)
     print(f"\n{logs / 'metrics.json'} (replaced as a whole each time)")
 
 
-def open_data(config: Config, state: dict[str, Any]) -> list[ImageSet]:
-    """The training and test set of the run. Raises DataError where they are not the run's."""
-    sets = [load(**asdict(config.data), train=part) for part in (True, False)]
-    if state["data"]["fingerprint"] != sets[0].fingerprint:
-        raise DataError(f"the images ({sets[0].source}) are not those this run was trained on")
-    return sets
-
-
-# Samples.
-
-
-def draw_all(subject: Subject, ranks: Ranks) -> dict[str, tuple[Photos, Row]]:
-    """The samples of every sampler with the classes they were asked for, and what they cost."""
-    flags, drawn = subject.flags, {}
-    conditional = subject.config.model.num_classes > 0
-    y = asked_classes(subject.train.labels, flags.num) if conditional else None
-    for name, config in flags.samplers.items():
-        print(f"drawing {flags.num} images: {name}", flush=True)
-        x, cost = draw_samples(subject.model, subject.diffusion, config, flags, y, ranks)
+def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Row]]:
+    """The samples of every sampler with their labels, and what they cost."""
+    num, conditional = e.args.num, e.model.num_classes > 0
+    y = proportional_labels(e.train.labels, num) if conditional else None
+    samples = {}
+    for name, sampler in e.args.samplers.items():
+        print(f"drawing {num} images: {name}", flush=True)
+        x, cost = timed_samples(e.model, e.args, sampler, y, ranks)
         labels = torch.zeros(len(x)) if y is None else y[: len(x)]
-        drawn[name] = Photos(x, labels).to(subject.train.images.device), cost
-    return drawn
+        samples[name] = LabeledImages(x, labels).to(e.train.images.device), cost
+    return samples
 
 
-def judge_samples(
-    subject: Subject, drawn: dict[str, tuple[Photos, Row]], train_set: ImageSet, logs: Path
+def timed_samples(
+    model: TrainedModel, args: Args, sampler: Sampler, y: Tensor | None, ranks: Ranks
+) -> tuple[Tensor, Row]:
+    """args.num images as uint8 (N, C, H, W), as files hold them, and what they cost.
+
+    The cost: steps, network evaluations, and seconds per 1000 images. Each rank draws its share;
+    the first one gets them all.
+    """
+    own, evaluations, started = share_of_images(args.num, ranks), 0, time.monotonic()
+
+    def counted(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(x)
+        return model.network(x, t, y)
+
+    counting, labels = replace(model, network=counted), None if y is None else y[own.to(y.device)]
+    options = {"seed": args.seed, "batch_size": args.batch_size}
+    total = len(own) * sampler.steps
+    with tqdm(total=total, desc="samples", unit="step", disable=ranks.no_bar) as bar:
+        (x_0,) = generate(counting, sampler, own, labels, **options, progress=bar.update)
+    samples = ranks.gather(to_uint8(x_0))
+    seconds = (time.monotonic() - started) * 1000 / args.num
+    return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}
+
+
+def proportional_labels(labels: Tensor, n: int) -> Tensor:
+    """n classes in the proportions of these labels, rising: (n,)."""
+    at = (torch.arange(n, device=labels.device) + 0.5) * len(labels) / n
+    return labels.sort().values[at.long()]
+
+
+def compare(
+    e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]], logs: Path
 ) -> dict[str, Any]:
-    """The scores of samples beside the floors, and how near they are to the training images."""
-    in_run = runs.is_in_run(subject.flags.ckpt)
-    kept = (logs.parent.parent if in_run else logs) / "classifiers"
-    size = subject.config.data.image_size
-    path = kept / f"{train_set.name}_{size}_{train_set.fingerprint[:16]}.pt"
-    judge = judge_of(subject.train, subject.test, subject.classes, path)
-    print(f"classifier: {100 * judge.accuracy:.2f} % of the test set; {judge.source}", flush=True)
-    train, test = (Read.by(judge, photos) for photos in (subject.train, subject.test))
-    reads = {name: Read.by(judge, photos) for name, (photos, _) in drawn.items()}
-    found: dict[str, Any] = {"classifier_accuracy": judge.accuracy}
-    if "scores" in subject.flags.only:
-        costs = {name: cost for name, (_, cost) in drawn.items()}
-        found |= score_all(subject, reads, costs, train, test)
-    if "memory" in subject.flags.only:
-        samples = next(iter(reads.values()))
-        fresh = test[: max(subject.flags.num, FRESH)]
-        found["memorisation"] = find_copies(samples, train, fresh, logs / "nearest_pairs.png")
+    """The scores of samples beside those of real images, and how near they are to training ones."""
+    extractor = load_or_train(e.train, e.test, e.train_set.num_classes, extractor_path(e, logs))
+    accuracy = f"{100 * extractor.accuracy:.2f} %"
+    print(f"classifier: {accuracy} of the test set; {extractor.source}", flush=True)
+    train, test = (extractor.extract(images) for images in (e.train, e.test))
+    features = {name: extractor.extract(images) for name, (images, _) in samples.items()}
+    found: dict[str, Any] = {"classifier_accuracy": extractor.accuracy}
+    if "scores" in e.args.only:
+        costs = {name: cost for name, (_, cost) in samples.items()}
+        classes = e.train_set.num_classes
+        found |= score_all(features, costs, train, test, classes, e.model.num_classes > 0)
+    if "memory" in e.args.only:
+        baseline = test[: max(e.args.num, TEST)]
+        first = next(iter(features.values()))
+        found["memorization"] = memorization(first, train, baseline, logs / "nearest_pairs.png")
     return found
 
 
-def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
-    """The checkpoint's configuration amended by the typed flags, the flags, the checkpoint."""
+def extractor_path(e: Evaluation, logs: Path) -> Path:
+    """Where the feature extractor is cached: under the run root, by the content of the images."""
+    folder = logs.parent.parent if runs.is_in_run(e.model.path) else logs
+    size, images = e.model.config.data.image_size, e.train_set
+    return folder / "classifiers" / f"{images.name}_{size}_{images.fingerprint[:16]}.pt"
+
+
+def parse_args(argv: list[str] | None) -> Args:
+    """The command line, checked against the checkpoint it names."""
     parser = Parser(prog="evaluate.py", description=__doc__)
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
@@ -146,25 +200,24 @@ def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
     parser.add_argument(
         "--all-terms", action="store_true", help="every KL term of every image [some, weighted]"
     )
-    flags, typed = parse_flags(parser, argv)
-    flags.only = flags.only.split(",")
-    if unknown := [part for part in flags.only if part not in SECTIONS]:
-        raise ConfigError(f"--only takes any of {','.join(SECTIONS)}, got {unknown[0]!r}")
+    own, typed = parse(parser, argv)
+    only = choices("only", own["only"], SECTIONS)
     for name, part in (("samplers", "scores"), ("all_terms", "bits")):
-        if getattr(flags, name) and part not in flags.only:
-            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(flags.only)}")
-    if flags.data_root is not None:
-        typed["data_root"] = flags.data_root
-    config, state = open_checkpoint(flags, typed)
-    s, others = config.sample, flags.samplers
-    flags.samplers = {f"{s.sampler}:{s.steps}": config}
-    for spec in filter(None, others.split(",")):
+        if own[name] and part not in only:
+            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only)}")
+    if own["data_root"] is not None:
+        typed["data_root"] = own["data_root"]
+    opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
+    sampler = Sampler(**asdict(opened.config.sample))
+    samplers = {f"{sampler.sampler}:{sampler.steps}": sampler}
+    for spec in filter(None, own["samplers"].split(",")):
         name, _, steps = spec.partition(":")
         if name not in SAMPLERS or not steps.isdecimal():
             raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
-        flags.samplers[spec] = config.override(sampler=name, steps=int(steps))
-        flags.samplers[spec].check_sampling((), ())
-    return config, flags, state
+        config = opened.config.override(sampler=name, steps=int(steps))
+        config.check_sampling(())
+        samplers[spec] = Sampler(**asdict(config.sample))
+    return Args(**common(opened, own), samplers=samplers, only=only, all_terms=own["all_terms"])
 
 
 if __name__ == "__main__":

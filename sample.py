@@ -1,218 +1,399 @@
-"""Draw images from a checkpoint: Algorithm 2 of Ho et al. (2020), or a faster sampler.
+"""Sample from a checkpoint: Algorithm 2 of Ho et al. (2020), or a faster sampler.
 
 python sample.py --ckpt latest
 python sample.py --ckpt latest --classes 7 --num 16 --save grid,gif
 python sample.py --ckpt latest --sampler dpmpp --steps 10
+
+From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
 import re
 import sys
-from argparse import Namespace
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from config import Config, ConfigError, Parser
-from diffusion import GaussianDiffusion
-from draw import (
-    add_flags,
-    build,
-    exit_code,
-    known_errors,
-    open_checkpoint,
-    own_images,
-    parse_flags,
-    states,
-)
-from utils import images, runs
-from utils.devices import pick_device
+from config import Config, ConfigError, Parser, SampleConfig, check_range, flag
+from diffusion import DiffusionModel, Sampler, generate
+from models import PowerEMA
+from training.state import build
+from utils import checkpoint, images, runs
+from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.files import whole_file
+from utils.process import exit_code
+from utils.seeding import image_noise
 
-KINDS = ("grid", "png", "gif", "npz")
+RUN_ROOT = Path("Logs_Checkpoints")
+FORMATS = ("grid", "png", "gif", "npz")
 FRAMES = 100  # of an animation, at most
 NUM = 100  # images
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: drawn, 1: failed to write, 2: bad input, 130: interrupted."""
-
-    def work() -> None:
-        config, flags, state = parse(argv)
-        device = pick_device(flags.device)
-        with joined(device) as ranks:
-            for path in sample(config, flags, state, device, ranks):
-                print(path)
-
-    return exit_code("sample.py", work)
+# From Python.
 
 
-def sample(
-    config: Config,
-    flags: Namespace,
-    state: dict[str, Any],
-    device: torch.device,
-    ranks: Ranks,
-) -> list[Path]:
-    """Build what the checkpoint describes, draw, write; the files written.
+@dataclass(frozen=True)
+class TrainedModel(DiffusionModel):
+    """The EMA weights of a checkpoint with their process and configuration; see ``load``."""
 
-    Each rank draws its part of the images, and the first one writes them all.
+    config: Config
+    path: Path
+    step: int  # of training
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion.device
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels it can be conditioned on; empty without classes."""
+        return tuple(range(self.num_classes))
+
+    def sample(
+        self,
+        num: int | None = None,
+        classes: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        start: int | None = None,
+        x: Tensor | None = None,
+        batch_size: int = 100,
+        **settings: Any,
+    ) -> Tensor:
+        """Draw x_0 (num, C, H, W) in [-1, 1] on the CPU, the images that sample.py draws.
+
+        classes: labels, repeated up to num; all in turn by default. settings: fields of
+        config.SampleConfig (steps, sampler, guidance, ...), else those of the checkpoint. x
+        (num, C, H, W): the state at t = start (default T) to begin with, instead of noise at T.
+        Raises ConfigError for values that cannot be.
+        """
+        config = self.config.override(**settings)
+        config.check()
+        config.check_sampling(settings)
+        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
+            raise ConfigError(f"no setting of sampling: {', '.join(sorted(unknown))}")
+        if start is not None and x is None:
+            raise ConfigError("start needs x, the state to begin with: model.noise(x_0, start)")
+        if num is None:
+            num = len(x) if x is not None else len(classes) if classes is not None else NUM
+        if x is not None and x.shape != (num, *self.image_shape):
+            raise ConfigError(f"x must be {(num, *self.image_shape)}, got {tuple(x.shape)}")
+        labels = repeat_labels(classes, num, self.num_classes)
+        sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
+        try:
+            (x_0,) = generate(
+                self, sampler, range(num), labels, seed=seed, batch_size=batch_size, **options
+            )
+        except ValueError as e:  # a start or steps that the process does not have
+            raise ConfigError(str(e)) from e
+        return x_0
+
+    @torch.no_grad()
+    def denoise(self, x_t: Tensor, t: Tensor | int, classes: Sequence[int] | None = None) -> Tensor:
+        """x̂_0 (N, C, H, W), the estimate of the clean images in x_t; t in 1 ... T, one or (N,).
+
+        classes: a label for each, None: without conditioning. Clipped as the configuration says.
+        """
+        x, t = x_t.to(self.device), self.timesteps_of(t, len(x_t))
+        labels = None if classes is None else repeat_labels(classes, len(x), self.num_classes)
+        labels = labels if labels is None else labels.to(self.device)
+        x_0 = self.diffusion.predict_x0(self.network(x, t, labels), x, t)
+        return (x_0.clamp(-1, 1) if self.config.sample.clip else x_0).to(x_t.device)
+
+    def noise(self, x_0: Tensor, t: Tensor | int, seed: int = 0) -> Tensor:
+        """x_t ~ q(x_t | x_0) (Eq. 4), (N, C, H, W); t in 1 ... T; the noise depends on the seed."""
+        noise = image_noise(seed, range(len(x_0)), x_0.shape[1:], self.device)()
+        x_t = self.diffusion.q_sample(x_0.to(self.device), self.timesteps_of(t, len(x_0)), noise)
+        return x_t.to(x_0.device)
+
+    def timesteps_of(self, t: Tensor | int, num: int) -> Tensor:
+        """(num,) on the device. ConfigError outside 1 ... T."""
+        t = torch.as_tensor(t, device=self.device).expand(num)
+        if not ((t >= 1) & (t <= self.diffusion.timesteps)).all():
+            raise ConfigError(f"t must lie in 1..{self.diffusion.timesteps}, got {t.tolist()}")
+        return t
+
+
+def load(
+    where: str | Path = "latest", run_root: str | Path = RUN_ROOT, device: str = "auto"
+) -> TrainedModel:
+    """The model of a checkpoint file, a version folder, or ``latest`` under the run root.
+
+    Raises CheckpointError, ConfigError, DeviceError: all InputError.
     """
-    own = own_images(flags.num, ranks)
-    y = class_labels(flags, config.model.num_classes)
-    folder = flags.out or default_folder(flags, config, state["step"])
-    model, diffusion = build(config, flags.ckpt, state, device)
-    check_absent(folder, flags)
+    return open_checkpoint(where, run_root, {}).model(pick_device(device))
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A verified checkpoint, and its configuration with the typed settings on top."""
+
+    path: Path
+    content: dict[str, Any]
+    config: Config
+
+    @property
+    def x0_error(self) -> Tensor | None:
+        """The network's errors of x_0, for --variance optimal; None unless measured with --clip."""
+        same = self.config.sample.clip == self.content["config"]["sample"]["clip"]
+        return self.content.get("x0_error") if same else None
+
+    def model(self, device: torch.device) -> TrainedModel:
+        """The EMA network and the process. Raises ConfigError, CheckpointError."""
+        c = self.config
+        network, diffusion = build(c)
+        ema = PowerEMA(network, c.train.ema_power, c.train.ema_decay)
+        checkpoint.check_fits(self.path, "ema", self.content["ema"], ema.state_dict())
+        ema.load_state_dict(self.content["ema"])
+        diffusion.x0_error = self.x0_error
+        return TrainedModel(
+            ema.to(device, memory_format=torch.channels_last),
+            diffusion.to(device),
+            c.image_shape,
+            c.model.num_classes,
+            c,
+            self.path,
+            self.content["step"],
+        )
+
+
+def open_checkpoint(
+    where: str | Path, run_root: str | Path, typed: dict[str, Any]
+) -> OpenCheckpoint:
+    """Find, verify, amend. Raises CheckpointError, ConfigError."""
+    path = checkpoint.find(where, Path(run_root))
+    content = checkpoint.load(path)
+    config = Config.from_dict(content["config"]).override(**typed)
+    config.check()
+    config.check_sampling(typed)
+    return OpenCheckpoint(path, content, config)
+
+
+def repeat_labels(classes: Sequence[int] | None, num: int, num_classes: int) -> Tensor | None:
+    """(num,) int64: the classes repeated; None: all in turn. None for a network without classes."""
+    if num_classes == 0:
+        if classes is not None:
+            raise ConfigError("--classes has no effect: the network was trained without classes")
+        return None
+    classes = range(num_classes) if classes is None else classes
+    if not len(classes) or any(not 0 <= y < num_classes for y in classes):
+        raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {list(classes)}")
+    return torch.tensor(list(classes))[torch.arange(num) % len(classes)]
+
+
+# From the command line.
+
+
+@dataclass(frozen=True)
+class CommonArgs:
+    """Arguments of sample.py and evaluate.py: the checkpoint, and how many samples to draw."""
+
+    opened: OpenCheckpoint
+    num: int
+    seed: int
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Args(CommonArgs):
+    """What was typed, checked."""
+
+    labels: Tensor | None  # (num,)
+    formats: tuple[str, ...]  # of FORMATS
+    folder: Path
+    overwrite: bool
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Every file that will be written."""
+        names = {
+            "grid": ["grid.png"],
+            "png": [f"{i:05d}.png" for i in range(self.num)],
+            "gif": ["reverse_process.gif"],
+            "npz": ["samples.npz"],
+        }
+        return [self.folder / name for kind in self.formats for name in names[kind]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0: done, 1: failed to write, 2: bad input, 130: interrupted."""
+    return exit_code("sample.py", lambda: run(parse_args(argv)), "interrupted: nothing written")
+
+
+def run(args: Args) -> int:
+    """On one device, or as one of the ranks that torchrun started."""
+    device = pick_device(args.device)
+    tune(device)
+    with joined(device) as ranks:
+        sample_images(args, device, ranks)
+        for path in args.outputs:
+            print(path)
+    return 0
+
+
+def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
+    """Each rank draws its share of the images; the first one writes them all."""
+    own = share_of_images(args.num, ranks)
+    model = args.opened.model(device)
+    sampler = Sampler(**asdict(model.config.sample))
+    check_outputs(args, ranks)
+
+    labels = None if args.labels is None else args.labels[own]
+    options = {"seed": args.seed, "batch_size": args.batch_size}
+    keep = kept_states(sampler.steps, "gif" in args.formats)
+    with tqdm(total=len(own) * sampler.steps, unit="step", disable=ranks.no_bar) as bar:
+        states = generate(model, sampler, own, labels, **options, keep=keep, progress=bar.update)
+    frames = [ranks.gather(x) for x in states]
     if ranks.first:
-        try_folder(folder)
-
-    batches = []
-    with tqdm(total=len(own) * config.sample.steps, unit="step", disable=ranks.no_bar) as bar:
-        for indices in own.split(flags.batch_size):
-            batches.append(draw(model, diffusion, config, flags, indices, y, bar))
-    frames = [ranks.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(frames, y, folder, flags.save)
-    return outputs(folder, flags)
+        args.folder.mkdir(parents=True, exist_ok=True)
+        write(frames, args)
 
 
-def draw(
-    model: nn.Module,
-    diffusion: GaussianDiffusion,
-    config: Config,
-    flags: Namespace,
-    indices: Tensor,
-    y: Tensor | None,
-    bar: tqdm,
-) -> list[Tensor]:
-    """x_T ... x_0 of these images, or x_0 alone where no film is wanted."""
-    wanted, kept = kept_states(config.sample.steps, "gif" in flags.save), []
-    for n, x in enumerate(states(model, diffusion, config, flags.seed, indices, y)):
-        bar.update(len(x) if n else 0)
-        if n in wanted:
-            kept.append(x.cpu())
-    return kept
+def share_of_images(num: int, ranks: Ranks) -> Tensor:
+    """Which of the images 0 ... num - 1 this rank draws. ConfigError if that would be none."""
+    check_range("--num", num, ranks.world, math.inf)
+    return ranks.part(torch.arange(num))
 
 
 def kept_states(steps: int, film: bool) -> set[int]:
-    """Which of the states 0 (x_T) ... steps (x_0) to keep."""
+    """Which of the states 0 (x_T) ... steps (x_0) to keep: the last, or the frames of a film."""
     if not film:
         return {steps}
     return set(torch.linspace(0, steps, min(steps + 1, FRAMES)).round().int().tolist())
 
 
-def write(frames: list[Tensor], y: Tensor | None, folder: Path, kinds: list[str]) -> None:
-    """The images (N, C, H, W) in [-1, 1], the last of the frames, in each of the kinds."""
-    x_0 = frames[-1]
+def write(frames: list[Tensor], args: Args) -> None:
+    """The images (N, C, H, W) in [-1, 1], the last of the frames, in each of the formats."""
+    x_0, folder = frames[-1], args.folder
     columns = 10 if len(x_0) % 10 == 0 else math.ceil(math.sqrt(len(x_0)))
-    if "grid" in kinds:
+    if "grid" in args.formats:
         images.save_png(images.grid(x_0, columns), folder / "grid.png")
-    if "png" in kinds:
+    if "png" in args.formats:
         for i, x in enumerate(images.to_uint8(x_0)):
             images.save_png(x, folder / f"{i:05d}.png")
-    if "gif" in kinds:
+    if "gif" in args.formats:
         images.save_gif([images.grid(x, columns) for x in frames], folder / "reverse_process.gif")
-    if "npz" in kinds:
+    if "npz" in args.formats:
         arrays = {"arr_0": images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()}  # N, H, W, C
-        if y is not None:
-            arrays["arr_1"] = y.numpy()
+        if args.labels is not None:
+            arrays["arr_1"] = args.labels.numpy()
         with whole_file(folder / "samples.npz") as file:
             np.savez_compressed(file, **arrays)
 
 
-def check_absent(folder: Path, flags: Namespace) -> None:
-    """Before anything is drawn. ConfigError where files are in the way."""
+def check_outputs(args: Args, ranks: Ranks) -> None:
+    """Before sampling. ConfigError where files are in the way or cannot be written."""
     try:
-        for path in outputs(folder, flags):
-            if path.exists() and not flags.overwrite:
+        for path in args.outputs:
+            if path.exists() and not args.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
+        if ranks.first:
+            args.folder.mkdir(parents=True, exist_ok=True)
+            if not any(args.folder.iterdir()):
+                args.folder.rmdir()
     except OSError as e:
-        raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
+        raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 
 
-def try_folder(folder: Path) -> None:
-    """Before anything is drawn. ConfigError where the folder cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
-    except OSError as e:
-        raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
-
-
-def outputs(folder: Path, flags: Namespace) -> list[Path]:
-    """Every file that will be written."""
-    names = {
-        "grid": ["grid.png"],
-        "png": [f"{i:05d}.png" for i in range(flags.num)],
-        "gif": ["reverse_process.gif"],
-        "npz": ["samples.npz"],
-    }
-    return [folder / name for kind in flags.save for name in names[kind]]
-
-
-def default_folder(flags: Namespace, config: Config, step: int) -> Path:
+def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
     """Beside the run's logs; named by what the images depend on, where that is not the default."""
-    c = config.sample
-    parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{flags.seed}"]
-    if flags.num != NUM:
-        parts.append(f"num{flags.num}")
-    if flags.classes:
-        parts.append(f"classes{flags.classes}")
+    c = opened.config.sample
+    step = opened.content["step"]
+    parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{own['seed']}"]
+    if own["num"] != NUM:
+        parts.append(f"num{own['num']}")
+    if own["classes"]:
+        parts.append(f"classes{own['classes']}")
     for f in fields(c):
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
             words = map(str, value) if isinstance(value, tuple) else [str(value)]
             parts.append(f.name + "-".join(words))
-    return runs.logs_of(flags.ckpt) / "_".join(parts)
+    return runs.logs_of(opened.path) / "_".join(parts)
 
 
-def class_labels(flags: Namespace, num_classes: int) -> Tensor | None:
-    """--classes as (N,) int64, repeated up to --num; all in turn by default, None without classes.
-
-    Takes ``7``, ``0-9``, ``3,1,4``, ``1,5-7``.
-    """
-    if num_classes == 0:
-        if flags.classes:
-            raise ConfigError("--classes has no effect: the network was trained without classes")
-        return None
+def parse_classes(text: str | None, num_classes: int) -> list[int] | None:
+    """``7``, ``0-9``, ``3,1,4``, ``1,5-7`` as labels. Raises ConfigError."""
+    if not text or num_classes == 0:
+        return [] if text else None
     classes = []
-    for part in (flags.classes or f"0-{num_classes - 1}").split(","):
+    for part in text.split(","):
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
         if not match:
-            raise ConfigError(f"--classes takes 7, 0-9 or 3,1,4, got {flags.classes!r}")
+            raise ConfigError(f"--classes takes 7, 0-9 or 3,1,4, got {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < num_classes:
             raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {part}")
         classes += range(first, last + 1)
-    return torch.tensor(classes)[torch.arange(flags.num) % len(classes)]
+    return classes
 
 
-def parse(argv: list[str] | None) -> tuple[Config, Namespace, dict[str, Any]]:
-    """The checkpoint's configuration amended by the typed flags, the flags, the checkpoint."""
+def add_flags(parser: Parser, num: int) -> None:
+    """The flags of CommonArgs."""
+    parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
+    parser.add_argument("--run-root", type=Path, default=RUN_ROOT, help="of latest [%(default)s]")
+    parser.add_argument("--num", type=int, default=num, help="images to draw [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
+    parser.add_argument("--batch-size", type=int, default=100, help="at a time [%(default)s]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+
+
+def parse(parser: Parser, argv: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The script's own flags, and the typed settings of SampleConfig; numbers in their ranges."""
+    own, typed = parser.parse(argv, [Config().sample])
+    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
+        check_range(flag(name), own[name], least, most)
+    return own, typed
+
+
+def common(opened: OpenCheckpoint, own: dict[str, Any]) -> dict[str, Any]:
+    """The fields of CommonArgs."""
+    names = ("num", "seed", "batch_size", "device")
+    return {"opened": opened} | {name: own[name] for name in names}
+
+
+def choices(name: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """A list with commas, each one of the known. Raises ConfigError."""
+    words = tuple(text.split(","))
+    if unknown := [word for word in words if word not in known]:
+        raise ConfigError(f"{flag(name)} takes any of {','.join(known)}, got {unknown[0]!r}")
+    return words
+
+
+def parse_args(argv: list[str] | None) -> Args:
+    """The command line, checked against the checkpoint it names."""
     parser = Parser(prog="sample.py", description=__doc__)
     add_flags(parser, num=NUM)
     parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all in turn]")
     parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    flags, typed = parse_flags(parser, argv)
-    flags.save = flags.save.split(",")
-    if unknown := [kind for kind in flags.save if kind not in KINDS]:
-        raise ConfigError(f"--save takes any of {','.join(KINDS)}, got {unknown[0]!r}")
-    config, state = open_checkpoint(flags, typed)
-    if config.sample.variance == "optimal" and known_errors(config, state) is None:
+    own, typed = parse(parser, argv)
+    formats = choices("save", own["save"], FORMATS)
+    opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
+    if opened.config.sample.variance == "optimal" and opened.x0_error is None:
         raise ConfigError(
-            f"{flags.ckpt} lacks the network's errors for this --clip, from which --variance "
-            "optimal is made: they are measured at an epoch's end; train on, or use posterior"
+            f"{opened.path} lacks the network's errors of x_0 for this --clip, from which "
+            "--variance optimal is computed: train to the end, where they are measured, or use "
+            "--variance posterior"
         )
-    return config, flags, state
+    num_classes = opened.config.model.num_classes
+    labels = parse_classes(own["classes"], num_classes)
+    return Args(
+        **common(opened, own),
+        labels=repeat_labels(labels, own["num"], num_classes),
+        formats=formats,
+        folder=own["out"] or default_folder(opened, own),
+        overwrite=own["overwrite"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,248 +1,185 @@
 """Train a DDPM: Algorithm 1 of Ho et al. (2020), epoch by epoch.
 
 python train.py                         # MNIST, 30 epochs
-python train.py --max-minutes 5         # the best that five minutes can give
+python train.py --max-minutes 5         # the best run that fits into five minutes
 python train.py --preset original       # the original's network, process and objective
-python train.py --resume auto           # go on where the last run stopped
+python train.py --resume auto           # continue the last run
 """
 
 import sys
-import time
-from argparse import Namespace
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import report
-import resume
-from config import Config, ConfigError, TrainConfig
-from data import DataError, ImageSet, ReadError, deaths_of_workers
-from diffusion import GaussianDiffusion, HeldOut
-from prepare import build, open_data, parse, prepare
-from prove import prove
-from replay import NotFiniteError, replay, stop_if_stuck
-from training import Epochs, Training, blank, fix_plan
-from utils import checkpoint, runs
-from utils.checkpoint import CheckpointError
-from utils.clock import Clock
-from utils.devices import DeviceError, autocast, pick_device
-from utils.distributed import RankError, Ranks, joined
-from utils.lock import LockError, only_writer
-from utils.logs import Log, StepLog, open_log
-from utils.nonfinite import poison, skip_if_not_finite
-from utils.output import steady_output
-from utils.runs import Run, RunError
-from utils.seeding import generator, mix, permutation
-from utils.signals import StopSignal
+from data import ImageSet, deaths_of_workers
+from training import resume
+from training.clock import Clock
+from training.logger import Logger
+from training.nonfinite import (
+    StepResult,
+    output_gradient,
+    raise_if_diverged,
+    replay,
+    skip_if_not_finite,
+)
+from training.setup import Args, describe, load_data, parse_args
+from training.state import TrainState
+from training.validate import Validation
+from training.verify_resume import verify_resume
+from utils import checkpoint
+from utils.devices import autocast, pick_device, tune
+from utils.distributed import Ranks, joined
+from utils.process import StopSignal, exit_code, steady_output
+from utils.runs import environment, open_run
+from utils.seeding import generator, mix
 
-BAD_INPUT = (ConfigError, DataError, CheckpointError, DeviceError, LockError, RunError)
-LOG_EVERY, LOG_SECONDS = 50, 2.0  # between readings of the losses, which wait for the device
-KEEP = 2  # newest checkpoints, beside the best
-
-
-class TrainingError(Exception):
-    """A run that cannot go on: where it stopped, why, and what to do."""
+LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done, 1: failed on the way, 2: bad input, 130 / 143: interrupted, resumable."""
-    try:
-        config, flags, state = parse(argv, __doc__)
-        if flags.prove_resume:
-            return prove(sys.argv[1:] if argv is None else argv)
-        device = pick_device(flags.device)
-        with steady_output(), deaths_of_workers(), joined(device) as ranks:
-            return train(config, flags, state, Clock(device), ranks)
-    except BAD_INPUT as e:
-        print(f"train.py: error: {e}", file=sys.stderr)
-        return 2
-    except (TrainingError, NotFiniteError, RankError, ReadError) as e:
-        print(f"train.py: stopped: {e}", file=sys.stderr)
-    except OSError as e:
-        print(f"train.py: stopped: {e.filename or 'a file'}: {e.strerror or e}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("train.py: interrupted at once; go on with --resume auto", file=sys.stderr)
-        return 130
-    return 1
+    """Exit code 0: done, 1: stopped on the way, 2: bad input, 130 / 143: interrupted, resumable."""
+    interrupted = "interrupted at once; go on with --resume auto"
+    return exit_code("train.py", lambda: launch(parse_args(argv, __doc__)), interrupted)
 
 
-def train(
-    config: Config, flags: Namespace, state: dict[str, Any] | None, clock: Clock, ranks: Ranks
-) -> int:
-    """Build, start, loop."""
-    config, train_set, test_set = open_data(config, flags.may_substitute, state)
-    model, diffusion = build(config)
-    model, diffusion = model.to(clock.device), diffusion.to(clock.device)
-    if flags.dry_run:
-        print(report.describe(config, model, train_set, clock.device))
+def launch(args: Args) -> int:
+    """On one device, or as one of the ranks that torchrun started."""
+    if args.prove_resume:
+        return verify_resume(args)
+    device = pick_device(args.device)
+    tune(device)
+    with steady_output(), deaths_of_workers(), joined(device) as ranks:
+        return train(args, device, ranks)
+
+
+def train(args: Args, device: torch.device, ranks: Ranks) -> int:
+    """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
+    clock = Clock(device)
+    config, train_set, test_set = load_data(args)
+    state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
+    if args.dry_run:
+        print(describe(state, train_set))
         return 0
-    epochs = Epochs(len(train_set), config.train.batch_size)
-    training = prepare(model, config.train, epochs, state, flags, ranks)
-    ranks.check_equal((training.step, train_set.fingerprint), "checkpoint or images")
-    if flags.replay:
-        train_set = train_set.to(clock.device)
-        replay(training, train_step, diffusion, train_set, config, flags.replay)
-        return 0
-    if training.finished:
-        print(f"Already finished at step {training.step}; --epochs or --max-steps train further")
+    ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
+    train_set, test_set = train_set.to(device), test_set.to(device)
+    if args.replay:
+        return replay(state, train_step, train_set, args.replay)
+    if state.finished:
+        print(f"Already finished at step {state.step}; --epochs or --max-steps train further")
         return 0
 
-    resumed = flags.resume if state else None
-    run = ranks.from_first(lambda: runs.run_for(flags.run_root, resumed))
-    if ranks.first:
-        resume.sweep(run)
-    print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
-    train_set, test_set = train_set.to(clock.device), test_set.to(clock.device)
-    some = permutation(len(test_set), 0, 0)[: report.HELD_OUT]  # a folder's are in order of class
-    held_out = HeldOut.of(*next(test_set.batches(some, report.HELD_OUT)), diffusion)
-    training.evaluated = report.evaluated(config, train_set, held_out)
+    resumed = args.resumed
     with (
-        ranks.alone(only_writer(run.checkpoints)),
-        open_log(run.logs, training.step + 1, silent=not ranks.first) as writer,
+        open_run(args.run_root, resumed and resumed.path, ranks) as run,
+        Logger(run, state) as logger,
         StopSignal() as stop,
     ):
-        if state and ranks.first:
-            resume.go_on(training, run, config, flags, state)
+        validation = Validation(state, train_set, test_set)
+        clock.validation_images = validation.images
+        if resumed and ranks.first:
+            checkpoint.set_aside(resumed.damaged, "corrupt")
+            run.go_back_to(state.step)
+            state.changes += resume.announce(resumed, device)
         elif ranks.first:
-            report.introduce(run, writer, config, training.ema.module, train_set)
-        while not training.finished and not stop.agreed(ranks):
-            ended = train_epoch(training, diffusion, train_set, config, writer, clock, stop)
-            if ended and ranks.first:
-                with autocast(clock.device, config.train.precision):
-                    report.measure_errors(training, diffusion, train_set, config.sample.clip)
-                    report.end_of_epoch(training, diffusion, held_out, config, writer, run)
-            writer.flush()  # first, so that the curves reach at least as far as the checkpoint
+            logger.start(train_set.source)
+        if ranks.first:
+            logger.write_config()
+        while not state.finished and not stop.agreed(ranks):
+            train_epoch(state, train_set, logger, clock, stop)
+            if state.epoch_finished and ranks.first:
+                logger.write_validation(*validation.run(state))
+            logger.writer.flush()  # first, so that the curves reach at least as far
             if ranks.first:
-                save(training, train_set, config, run)
-            clock.saved = time.monotonic()
-    return report.goodbye(stop, run, training)
+                data = {"source": train_set.source, "fingerprint": train_set.fingerprint}
+                run.save(state, {"data": data, "environment": environment(device)})
+            clock.restart_save()
+    return logger.goodbye(stop)
 
 
 def train_epoch(
-    training: Training,
-    diffusion: GaussianDiffusion,
-    train_set: ImageSet,
-    config: Config,
-    writer: Log,
-    clock: Clock,
-    stop: StopSignal,
-) -> bool:
-    """Algorithm 1 from the current step to the end of its epoch, or of the plan: True.
-
-    False: it was left early, for a checkpoint or a signal; the next call goes on at that batch.
-    """
-    c, ranks, batch_size = config.train, training.ranks, config.train.batch_size
-    epoch, done = divmod(training.step, training.epochs.steps)
-    order = permutation(len(train_set), c.seed, epoch)[done * batch_size :]
-    log, ended = StepLog(writer, ranks), False
+    state: TrainState, train_set: ImageSet, logger: Logger, clock: Clock, stop: StopSignal
+) -> None:
+    """The rest of the current epoch; left early for a checkpoint that is due, or for a signal."""
     clock.lap()
-    with report.progress_bar(training) as bar:
-        for x_0, y in train_set.batches(order, batch_size, ranks.share):
-            training.step += 1
-            loss, norm, losses, t = train_step(training, diffusion, x_0, y, config)
-            log.add(training.step, loss=loss, gradient_norm=norm, lr=training.lr)
-            report.add_by_quarter(training.by_quarter, losses, t, diffusion.timesteps)
-            bar.update()
-            # What depends on the clock the first rank decides; a signal may reach any of them.
-            known = clock.count_step(c.max_minutes) and ranks.first
-            late = ranks.first and time.monotonic() - clock.saved > 60 * c.save_minutes
-            stale = ranks.first and time.monotonic() - clock.lapped > LOG_SECONDS
-            asked, known, late, stale = ranks.highest(stop.number, known, late, stale)
-            if known:
-                fix_plan(training, clock, c)
-                report.show_plan(bar, training, clock)
-            ended = training.finished or training.step % training.epochs.steps == 0
-            leave = ended or asked or late
-            if leave or stale or training.step % LOG_EVERY == 0:
-                bar.set_postfix_str(f"Loss: {report.write_steps(log, clock, batch_size):.4f}")
-                stop_if_stuck(training, train_step, diffusion, train_set, config)
+    with logger.progress_bar():
+        for x_0, y in state.batches(train_set):
+            state.step += 1
+            logger.add_step(train_step(state, x_0, y))
+            due = clock.after_step(state, stop)
+            if due.speed and state.schedule is None:
+                state.schedule = clock.fit_schedule(state)
+            if due.speed:
+                logger.show_schedule(clock)
+            leave = state.epoch_finished or due.stop or due.save
+            if leave or due.log or state.step % LOG_EVERY == 0:
+                logger.write_steps(clock)
+                raise_if_diverged(state, train_step, train_set)
             if leave:
                 break
-    report.write_quarters(training, writer, ended)
-    return ended
+    logger.write_quartiles(state.epoch_finished)
 
 
-def train_step(
-    training: Training, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, config: Config
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One gradient step (Algorithm 1, lines 2-5), with this rank's images of the batch.
-
-    The loss (its mean over the ranks is the batch's), the gradient's norm, all losses and t (B,).
-    """
-    c, ranks = config.train, training.ranks
-    t, weight, noise, y = draw(training, diffusion, x_0, y, config)
-    if config.model.dropout:
+def train_step(state: TrainState, x_0: Tensor, y: Tensor) -> StepResult:
+    """One gradient step (Algorithm 1, lines 2-5) on this rank's share of the batch."""
+    c, ranks = state.config.train, state.ranks
+    t, weight, noise, y = sample_inputs(state, x_0, y)
+    if state.config.model.dropout:
         own = () if ranks.first else (ranks.rank,)
-        torch.manual_seed(mix(c.seed, "dropout", training.step, *own))
+        torch.manual_seed(mix(c.seed, "dropout", state.step, *own))
 
-    parts = zip(*(part.chunk(c.grad_accum) for part in (x_0, y, t, weight, noise)), strict=True)
-    *early, last = parts
-    with ranks.without_averaging(training.network):
-        results = [backward(training, diffusion, part, c) for part in early]
-    results.append(backward(training, diffusion, last, c))
-    losses = torch.cat([losses for _, losses in results])
+    inputs = (x_0, y, t, weight, noise)
+    micro_batches = list(zip(*(part.chunk(c.grad_accum) for part in inputs), strict=True))
+    loss, losses = 0, []
+    for i, micro_batch in enumerate(micro_batches, start=1):
+        with ranks.gradient_sync(state.network, i == len(micro_batches)):
+            part, own = backward(state, *micro_batch)
+        loss, losses = loss + part, [*losses, own]
 
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), c.grad_clip)
-    skip_if_not_finite(training.optimizers, norm, training.streak)
-    training.set_lr(c.warmup_steps)
-    for optimizer in training.optimizers:
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip)
+    skip_if_not_finite(state.optimizers, norm, state.skipped)
+    state.set_lr()
+    for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    training.ema.update_parameters(training.model)
-    return sum(loss for loss, _ in results), norm, losses, t
+    state.ema.update_parameters(state.model)
+    return StepResult(loss, norm, torch.cat(losses), t)
 
 
-def draw(
-    training: Training, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, config: Config
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """t, its weight, the noise and the labels, some dropped, of this rank's images.
+def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """t and its importance weight, the noise, and the labels with some dropped.
 
-    Keyed by (seed, step), for the whole batch: a resumed run, and any number of ranks, draw alike.
+    Sampled for the global batch from a generator keyed by (seed, step): they depend neither on
+    where the run was resumed nor on the number of ranks.
     """
-    ranks, rows, device = training.ranks, training.epochs.rows(training.step), diffusion.device
-    random = generator(device, config.train.seed, "step", training.step)
-    t, weight = diffusion.draw_timesteps(rows, random)
-    noise = torch.randn((rows, *x_0.shape[1:]), device=device, generator=random)
-    if classes := training.model.num_classes:
-        dropped = torch.rand(rows, device=device, generator=random) < config.train.label_drop
-        y = y.masked_fill(ranks.part(dropped), classes)
+    c, ranks, device = state.config.train, state.ranks, state.device
+    size = state.epochs.global_batch(state.step)
+    random = generator(device, c.seed, "step", state.step)
+    t, weight = state.diffusion.sample_timesteps(size, random)
+    noise = torch.randn((size, *x_0.shape[1:]), device=device, generator=random)
+    if null_label := state.model.num_classes:
+        dropped = torch.rand(size, device=device, generator=random) < c.label_drop
+        y = y.masked_fill(ranks.part(dropped), null_label)
     return ranks.part(t), ranks.part(weight), ranks.part(noise), y
 
 
 def backward(
-    training: Training, diffusion: GaussianDiffusion, part: tuple[Tensor, ...], c: TrainConfig
+    state: TrainState, x_0: Tensor, y: Tensor, t: Tensor, weight: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradient of some images; their part of the batch's loss, and the loss of each (B,).
+    """Accumulate the gradient; the share of the batch's loss, and the loss of each image (B,).
 
-    The gradients of the ranks are averaged, whatever their rows; hence the division.
+    DDP averages over the ranks, however many images each has; hence the division by ``per_rank``.
     """
-    x_0, y, t, weight, noise = part if len(part[0]) else blank(part)
-    with autocast(diffusion.device, c.precision):
-        losses = diffusion.losses(lambda x, t: training.network(x, t, y), x_0, t, noise)
-    rows = training.epochs.rows(training.step) / training.ranks.world
-    loss = (weight * losses).sum() / rows
-    loss.backward(poison(loss))
-    return loss.detach(), losses[: len(part[0])].detach()
-
-
-def save(training: Training, train_set: ImageSet, config: Config, run: Run) -> None:
-    """A checkpoint of everything, then drop those no longer needed."""
-    state = {
-        **training.state_dict(),
-        "epoch": training.step // training.epochs.steps,
-        "config": asdict(config),
-        "data": {"source": train_set.source, "fingerprint": train_set.fingerprint},
-        "environment": runs.environment(next(training.model.parameters()).device),
-    }
-    path = run.checkpoints / checkpoint.name(training.step)
-    try:
-        checkpoint.save(path, state)
-    except CheckpointError as e:
-        raise TrainingError(f"{e}; the last good one is {training.saved}") from e
-    training.saved = path
-    checkpoint.prune(run.checkpoints, training.best and training.best["step"], KEEP)
+    images = len(x_0)
+    if not images:  # a small last batch left none for this rank: one that weighs nothing
+        parts = (part.new_ones(1, *part.shape[1:]) for part in (x_0, y, t, weight, noise))
+        x_0, y, t, weight, noise = parts
+        weight = 0 * weight
+    with autocast(state.device, state.config.train.precision):
+        losses = state.diffusion.losses(lambda x, t: state.network(x, t, y), x_0, t, noise)
+    per_rank = state.epochs.global_batch(state.step) / state.ranks.world
+    loss = (weight * losses).sum() / per_rank
+    loss.backward(output_gradient(loss))
+    return loss.detach(), losses[:images].detach()
 
 
 if __name__ == "__main__":

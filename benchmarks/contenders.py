@@ -31,7 +31,7 @@ from utils.clock import Clock
 from utils.devices import autocast
 from utils.distributed import Ranks
 from utils.logs import open_log
-from utils.optim import PowerAverage
+from utils.optim import PowerEMA
 from utils.signals import StopSignal
 
 IMAGES = 12_800  # in memory
@@ -241,7 +241,7 @@ def batches_of(task: Task) -> Iterator[list[Tensor]]:
 def sampling_network(task: Task) -> nn.Module:
     """The averaged network, as sample.py has it."""
     model, _ = build(task.config)
-    ema = PowerAverage(model, 13.0, 0.9999)
+    ema = PowerEMA(model, 13.0, 0.9999)
     return ema.to(task.device, memory_format=torch.channels_last)
 
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from diffusion import GaussianDiffusion
-from utils.optim import Muon, PowerAverage
+from utils.optim import Muon, PowerEMA
 
 ROOT = Path(__file__).parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -110,7 +110,7 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
         "clip": (nn.utils, "clip_grad_norm_"),
         "optimizer": (torch.optim.AdamW, "step"),
         "Muon": (Muon, "step"),
-        "average": (PowerAverage, "update_parameters"),
+        "average": (PowerEMA, "update_parameters"),
         "whole step": (train, "train_step"),
     }
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
 """Image sets as batches of float tensors in [-1, 1]."""
 
-from data.datasets import DATASETS, load
+from data.datasets import DATASETS, load, load_splits
 from data.errors import DataError, DataNotFound, ReadError
-from data.sets import ImageSet, deaths_of_workers
+from data.image_set import ImageSet, deaths_of_workers
 
 __all__ = [
     "DATASETS",
@@ -12,4 +12,5 @@ __all__ = [
     "ReadError",
     "deaths_of_workers",
     "load",
+    "load_splits",
 ]

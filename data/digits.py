@@ -1,7 +1,9 @@
 """Digits drawn with strokes: an MNIST-like set from code alone, the same on every machine.
 
-A glyph is a few polylines in the unit square (x right, y down). Every image bends, slants, turns,
-scales and moves its own glyph, and draws it with its own pen.
+A glyph is a few polylines in the unit square (x right, y down). Every image is one glyph, deformed
+and drawn with a random pen width.
+
+Shapes: B images of a chunk, G glyphs, S line segments, P pixels.
 """
 
 import math
@@ -11,18 +13,18 @@ from torch import Generator, Tensor
 
 SIDE = 28
 CHUNK = 500  # images drawn at once; each chunk has its own generator, so prefixes agree
-SEEDS = {True: 0x5EED, False: 0x7E57}  # of the training and of the test set
+SEEDS = {True: 0x5EED, False: 0x7E57}  # True: the training set, False: the test set
 SIZES = {True: 12_000, False: 2_000}
 
 
 def arc(cx: float, cy: float, rx: float, ry: float, start: float, end: float) -> list:
-    """Points on an ellipse, from one angle to another in degrees; 0 is right, 90 is down."""
+    """Points on an ellipse; angles in degrees, where 0 is right and 90 is down."""
     count = max(4, round(abs(end - start) / 18))
     angles = [math.radians(start + (end - start) * i / (count - 1)) for i in range(count)]
     return [(cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles]
 
 
-# Every glyph: the digit, and its strokes.
+# (digit, strokes)
 GLYPHS: list[tuple[int, list[list]]] = [
     (0, [arc(0.5, 0.5, 0.27, 0.40, -90, 270)]),
     (0, [arc(0.5, 0.5, 0.33, 0.36, -60, 300)]),
@@ -55,15 +57,15 @@ GLYPHS: list[tuple[int, list[list]]] = [
 
 
 def segments(strokes: list[list]) -> Tensor:
-    """Polylines as line segments: (S, 2 ends, 2 coordinates), centred on the origin."""
+    """Polylines as line segments (S, 2 ends, 2 coordinates), centred on the origin."""
     lines = [torch.tensor(stroke, dtype=torch.float32) - 0.5 for stroke in strokes]
     return torch.cat([torch.stack([line[:-1], line[1:]], dim=1) for line in lines])
 
 
 def glyph_bank() -> tuple[Tensor, Tensor, Tensor]:
-    """All glyphs (G, S, 2, 2), the first of each digit (10,), the number of each digit (10,).
+    """All glyphs (G, S, 2, 2), and for each digit the index of its first (10,) and how many (10,).
 
-    Short glyphs repeat their last segment, which draws nothing new.
+    Glyphs with fewer segments repeat their last one, which draws nothing new.
     """
     drawn = [segments(strokes) for _, strokes in GLYPHS]
     longest = max(len(s) for s in drawn)
@@ -74,9 +76,9 @@ def glyph_bank() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def draw_digits(train: bool, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) uint8 and labels (N,) int64, in equal numbers in every ten.
+    """Images (N, 1, 28, 28) uint8 and labels (N,) int64; every ten in a row are all ten digits.
 
-    The first n of any size are the same images.
+    A smaller size gives the first images of a larger one.
     """
     size = SIZES[train] if size is None else size
     bank, first, count = glyph_bank()
@@ -86,23 +88,23 @@ def draw_digits(train: bool, size: int | None = None) -> tuple[Tensor, Tensor]:
         digits = torch.stack([torch.randperm(10, generator=g) for _ in range(CHUNK // 10)])
         digits = digits.flatten()
         variant = (torch.rand(CHUNK, generator=g) * count[digits]).long()
-        strokes = write_by_hand(bank[first[digits] + variant], g)
-        images.append(ink(strokes, g))
+        strokes = deform(bank[first[digits] + variant], g)
+        images.append(rasterize(strokes, g))
         labels.append(digits)
     return torch.cat(images)[:size], torch.cat(labels)[:size]
 
 
-def write_by_hand(strokes: Tensor, g: Generator) -> Tensor:
-    """Bend, turn, slant, scale and move each glyph; (B, S, 2, 2) -> the same, in 0 ... 1."""
+def deform(strokes: Tensor, g: Generator) -> Tensor:
+    """Bend, turn, slant, scale and move each glyph; (B, S, 2, 2), about in 0 ... 1."""
     B = len(strokes)
     bend = torch.zeros_like(strokes)
-    for frequency in (1.0, 2.0, 3.5):  # a wobble: three waves across the glyph on each axis
+    for frequency in (1.0, 2.0, 3.5):  # three waves across the glyph on each axis
         direction = torch.randn(B, 1, 2, 2, generator=g)
         direction = direction / direction.norm(dim=2, keepdim=True)
         phase = torch.rand(B, 1, 1, 2, generator=g) * 2 * math.pi
-        height = torch.randn(B, 1, 1, 2, generator=g) * 0.045 / frequency
+        amplitude = torch.randn(B, 1, 1, 2, generator=g) * 0.045 / frequency
         wave = (strokes.unsqueeze(-1) * direction.unsqueeze(1)).sum(-2)
-        bend += height * torch.sin(0.6 * 2 * math.pi * frequency * wave + phase)
+        bend += amplitude * torch.sin(0.6 * 2 * math.pi * frequency * wave + phase)
 
     turn, slant = torch.randn(2, B, generator=g) * torch.tensor([[0.13], [0.20]])
     wide, high = torch.randn(2, B, generator=g)
@@ -116,20 +118,20 @@ def write_by_hand(strokes: Tensor, g: Generator) -> Tensor:
     return moved + 0.5 + torch.randn(B, 1, 1, 2, generator=g) * 0.018
 
 
-def ink(strokes: Tensor, g: Generator) -> Tensor:
-    """Darkness by the distance to the nearest stroke: (B, S, 2, 2) -> (B, 1, 28, 28) uint8."""
+def rasterize(strokes: Tensor, g: Generator) -> Tensor:
+    """(B, S, 2, 2) -> (B, 1, 28, 28) uint8: brightness falls with the distance to the stroke."""
     at = (torch.arange(SIDE) + 0.5) / SIDE
     pixels = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).view(1, -1, 2)  # (1, P, 2)
     distance = distance_to_segments(pixels, strokes[:, :, 0], strokes[:, :, 1])
     pen = (0.040 + 0.011 * torch.randn(len(strokes), 1, generator=g)).clamp(0.024, 0.07)
-    darkness = ((pen + 0.022 - distance) / 0.036).clamp(0, 1).pow(0.8)
-    return (darkness * 255).round().to(torch.uint8).view(-1, 1, SIDE, SIDE)
+    brightness = ((pen + 0.022 - distance) / 0.036).clamp(0, 1).pow(0.8)
+    return (brightness * 255).round().to(torch.uint8).view(-1, 1, SIDE, SIDE)
 
 
 def distance_to_segments(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """From each point p (1, P, 2) to the nearest of the segments a-b, (B, S, 2) each: (B, P).
 
-    Written with matrix products: pairs of points and segments are many, so no pair holds a vector.
+    Matrix products instead of a vector per pair of point and segment (B, P, S, 2): less memory.
     """
     ab = b - a
     length2 = ab.square().sum(-1).clamp_min(1e-9)[:, None]  # (B, 1, S)

@@ -1,4 +1,4 @@
-"""Downloads: one at a time, verified before they have a name, soon over where there is no net."""
+"""Downloads: one at a time, with limits, and soon over where there is no network."""
 
 import fcntl
 import os
@@ -11,19 +11,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-TIMEOUT = 10  # seconds without an answer
-NAME_TIMEOUT = 1.5  # seconds for the first of the mirrors' names to be found
-SLOWEST = 10_000  # bytes a second
-LARGEST = 2**26  # bytes of a download
+TIMEOUT = 10.0  # seconds without an answer
+DNS_TIMEOUT = 1.5  # seconds until the first host name is resolved
+MIN_RATE = 10_000  # bytes per second, once TIMEOUT has passed
+MAX_BYTES = 2**26
 
 
 @contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
-    """Of all processes of this machine that download to this root, one is within ``with``.
+def download_lock(root: Path) -> Iterator[None]:
+    """Of all processes of this machine that download to this root, one is inside ``with``.
 
-    What is locked is the folder above, as that is there before and after; the system lets go of
-    the lock of a killed process. Where folders cannot be locked, as on some network disks, each
-    downloads for itself, which is slower but as safe.
+    The lock is on the nearest existing parent folder, which exists before and after the download;
+    the system releases it when a process is killed. Where folders cannot be locked, as on some
+    network file systems, each process downloads for itself.
     """
     above = root.absolute().parent
     while not above.is_dir():
@@ -37,17 +37,18 @@ def one_at_a_time(root: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def check_online(urls: Sequence[str]) -> None:
-    """OSError unless one of the hosts' names is found soon; asking a dead name server takes long.
+def check_online(urls: Sequence[str], timeout: float = DNS_TIMEOUT) -> None:
+    """Raises OSError unless one of the host names is resolved within the timeout, in seconds.
 
-    Behind a proxy it is the proxy that finds the names.
+    The system's resolver takes far longer where the name server is dead. Behind a proxy nothing is
+    checked, as the proxy resolves the names.
     """
     if urllib.request.getproxies():
         return
     outcomes: list[OSError | None] = []
     done = threading.Semaphore(0)
 
-    def ask(host: str) -> None:
+    def resolve(host: str) -> None:
         try:
             socket.getaddrinfo(host, 443)
             outcomes.insert(0, None)
@@ -57,19 +58,19 @@ def check_online(urls: Sequence[str]) -> None:
 
     hosts = {urlsplit(url).hostname or "" for url in urls}
     for host in hosts:
-        threading.Thread(target=ask, args=(host,), daemon=True).start()
-    ends = time.monotonic() + NAME_TIMEOUT
+        threading.Thread(target=resolve, args=(host,), daemon=True).start()
+    deadline = time.monotonic() + timeout
     for _ in hosts:
-        answered = done.acquire(timeout=max(0, ends - time.monotonic()))
+        answered = done.acquire(timeout=max(0, deadline - time.monotonic()))
         if answered and outcomes[0] is None:
             return
-    found = next(iter(outcomes), None)
-    raise OSError(f"no network: {found.strerror if found else 'the name server is silent'}")
+    error = next(iter(outcomes), None)
+    raise OSError(f"no network: {error.strerror if error else 'the name server is silent'}")
 
 
 @contextmanager
 def socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads have no timeout of their own and would hang on a silent host."""
+    """Limit torchvision's downloads, which set no timeout and would hang on a silent host."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -78,31 +79,18 @@ def socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def read_url(url: str) -> bytes:
-    """The whole answer. Raises OSError, also for one that stalls or trickles, HTTPException."""
-    parts, size, began = [], 0, time.monotonic()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-        while part := answer.read1(2**16):
-            parts.append(part)
-            size, seconds = size + len(part), time.monotonic() - began
-            if size > LARGEST:
-                raise OSError(f"{url} sends more than {LARGEST:,} bytes")
-            if seconds > TIMEOUT and size < SLOWEST * seconds:
-                raise TimeoutError(f"{url} sends less than {SLOWEST:,} bytes a second")
-    return b"".join(parts)
+def read_url(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> bytes:
+    """The body of the answer.
 
-
-def keep(path: Path, content: bytes) -> None:
-    """Write a whole file or none; partial ones of killed processes are deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        left.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    Raises HTTPException, and OSError also for a server that stalls, trickles or sends too much.
+    """
+    chunks, size, began = [], 0, time.monotonic()
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        while chunk := answer.read1(2**16):
+            chunks.append(chunk)
+            size, seconds = size + len(chunk), time.monotonic() - began
+            if size > max_bytes:
+                raise OSError(f"{url} sends more than {max_bytes:,} bytes")
+            if seconds > timeout and size < MIN_RATE * seconds:
+                raise TimeoutError(f"{url} sends less than {MIN_RATE:,} bytes a second")
+    return b"".join(chunks)

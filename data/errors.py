@@ -1,13 +1,15 @@
 """What can go wrong with data."""
 
+from utils.errors import InputError, StoppedError
 
-class DataError(Exception):
-    """Images that cannot be used; one line: what was wrong, where, and what to do."""
+
+class DataError(InputError):
+    """Images that cannot be used; one line: what is wrong, where, and what to do."""
 
 
 class DataNotFound(DataError):
-    """Images that are neither on disk nor to be had."""
+    """Images that are neither on disk nor downloadable."""
 
 
-class ReadError(Exception):
-    """An image that could not be read in the middle of a run; names the set and the cause."""
+class ReadError(StoppedError):
+    """An image that cannot be read in the middle of a run; one line: the set and the cause."""

@@ -1,7 +1,6 @@
-"""Sets in MNIST's file format, verified before use.
+"""MNIST's file format (IDX): read, verified by checksum, downloaded where missing or damaged.
 
-A file is taken as it is or gzipped, is never unpacked to disk, and is fetched only where it is
-missing or damaged; so a read-only folder serves.
+A file may be gzipped or not, and is never unpacked to disk, so a read-only folder will do.
 """
 
 import gzip
@@ -15,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.download import check_online, keep, one_at_a_time, read_url
+from data.download import MAX_BYTES, TIMEOUT, check_online, download_lock, read_url
 from data.errors import DataError, DataNotFound
+from utils.files import remove_partial, whole_file
 
 SIDE = 28
+IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049  # unsigned bytes in 3 dimensions and in 1
 
-# SHA-256 of MNIST's unpacked files. The packed ones differ between packers, the content does not.
+# SHA-256 of MNIST's unpacked files: how a file was compressed changes the .gz but not the content.
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -31,19 +32,21 @@ MNIST_SHA256 = {
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """Where a set lies and how its files are known: torchvision's names, mirrors and checksums."""
+    """Where the files of a set are, what they contain, and the limits of a download."""
 
-    folder: str  # below the data root, as torchvision has it
+    folder: str  # below the data root
     mirrors: tuple[str, ...]
-    md5_of_gz: dict[str, str]
-    sha256: dict[str, str]
+    md5_of_gz: dict[str, str]  # of the .gz files, where the content's SHA-256 is not known
+    sha256: dict[str, str]  # of the unpacked files
+    timeout: float = TIMEOUT  # seconds
+    max_bytes: int = MAX_BYTES
 
 
-# As in torchvision.datasets, but importing that takes a second.
+# Folders, mirrors and MD5 are those of torchvision.datasets; importing it takes a second.
 MNIST = IdxFiles(
     "MNIST/raw",
     ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
-    {},  # the content itself is known
+    {},
     MNIST_SHA256,
 )
 FASHION_MNIST = IdxFiles(
@@ -74,8 +77,8 @@ def read_set(files: IdxFiles, root: Path, train: bool, download: bool) -> tuple[
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64. Raises DataError, DataNotFound."""
     part = "train" if train else "t10k"
     images_name, labels_name = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
-    images = parse(read_file(files, root, images_name, download), 2051, images_name)
-    labels = parse(read_file(files, root, labels_name, download), 2049, labels_name)
+    images = parse(read_file(files, root, images_name, download), IMAGES_MAGIC, images_name)
+    labels = parse(read_file(files, root, labels_name, download), LABELS_MAGIC, labels_name)
     if len(images) != len(labels):
         raise DataError(f"{root / files.folder}: {len(images)} images but {len(labels)} labels")
     if labels.max() > 9:
@@ -84,15 +87,18 @@ def read_set(files: IdxFiles, root: Path, train: bool, download: bool) -> tuple[
 
 
 def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
-    """The verified content of one file; fetched where neither form of it is there and good."""
+    """The verified, unpacked content of one file, from disk or else downloaded.
+
+    Raises DataNotFound where it is neither, and DataError where what is on disk is damaged too.
+    """
     folder = root / files.folder
-    content, damaged = on_disk(files, folder, name)
+    content, damaged = read_from_disk(files, folder, name)
     if content is not None:
         return content
     if download:
         try:
-            with one_at_a_time(root):
-                content, _ = on_disk(files, folder, name)  # who waited finds it there
+            with download_lock(root):
+                content, _ = read_from_disk(files, folder, name)  # another process was faster
                 return fetch(files, folder, name) if content is None else content
         except (OSError, http.client.HTTPException, DataError) as e:
             reason = f"downloading it failed ({' '.join(str(e).split()) or type(e).__name__})"
@@ -107,30 +113,30 @@ def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
     raise DataNotFound(f"no {name} or {name}.gz in {folder} and {reason}: {remedy}")
 
 
-def how_verified(files: IdxFiles, root: Path, train: bool) -> str:
-    """What is known of the files that read_set takes: of some sets only the packed ones are."""
+def verification(files: IdxFiles, root: Path, train: bool) -> str:
+    """Whether read_set could verify the files on disk: for some sets it needs the .gz files."""
     names = [name for name in files.md5_of_gz if name.startswith("train") == train]
     packed = all((root / files.folder / name).is_file() for name in names)
     return "verified" if files.sha256 or packed else "unpacked and so not verifiable"
 
 
-def on_disk(files: IdxFiles, folder: Path, name: str) -> tuple[bytes | None, list[str]]:
-    """The content of the first form of a file that is good, and what is wrong with those before."""
+def read_from_disk(files: IdxFiles, folder: Path, name: str) -> tuple[bytes | None, list[str]]:
+    """The content of the file or else of its .gz, None without a good one; what was damaged."""
     damaged = []
-    forms = [folder / name, folder / f"{name}.gz"]
-    if name not in files.sha256 and forms[1].is_file():
-        forms = forms[1:]  # the other could not be verified
-    for path in forms:
+    paths = [folder / name, folder / f"{name}.gz"]
+    if name not in files.sha256 and paths[1].is_file():
+        paths = paths[1:]  # the unpacked file could not be verified
+    for path in paths:
         if path.is_file():
             try:
-                return verified(files, path), damaged
+                return read_verified(files, path), damaged
             except DataError as e:
                 damaged.append(str(e))
     return None, damaged
 
 
-def verified(files: IdxFiles, path: Path) -> bytes:
-    """The unpacked content of a file that is what its name says. Raises DataError."""
+def read_verified(files: IdxFiles, path: Path) -> bytes:
+    """The unpacked content of a file. Raises DataError unless its checksum is the expected one."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -142,7 +148,10 @@ def verified(files: IdxFiles, path: Path) -> bytes:
 
 
 def unpack(files: IdxFiles, name: str, packed: bytes, where: str) -> bytes:
-    """The content of a .gz; by its MD5 where the content itself has no known SHA-256."""
+    """The content of a .gz, whose MD5 is checked where no SHA-256 of the content is known.
+
+    Raises DataError.
+    """
     if name.removesuffix(".gz") not in files.sha256:
         found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
         if found != files.md5_of_gz[name]:
@@ -154,14 +163,14 @@ def unpack(files: IdxFiles, name: str, packed: bytes, where: str) -> bytes:
 
 
 def check_sha256(files: IdxFiles, name: str, content: bytes, where: str) -> None:
-    """DataError unless the content is what was published under this name, where that is known."""
+    """Raises DataError unless the content has the SHA-256 of this name, where one is known."""
     expected, found = files.sha256.get(name), hashlib.sha256(content).hexdigest()
     if expected and found != expected:
         raise DataError(f"{where} is damaged: SHA-256 {found}, not {expected}")
 
 
 def parse(content: bytes, magic: int, name: str) -> np.ndarray:
-    """The array in a file: (N, 28, 28) for images, (N,) for labels. Raises DataError."""
+    """The array in a file: (N, 28, 28) for images, (N,) for labels, uint8. Raises DataError."""
     dims = magic - 2048
     header = np.frombuffer(content[: 4 + 4 * dims], ">u4")
     shape = tuple(int(n) for n in header[1:])
@@ -173,17 +182,26 @@ def parse(content: bytes, magic: int, name: str) -> np.ndarray:
 
 
 def fetch(files: IdxFiles, folder: Path, name: str) -> bytes:
-    """Download, verify, keep the .gz; the content. The last mirror's error is raised."""
+    """Download one file, verify it, store the .gz; its content. Raises the last mirror's error."""
     error: Exception = DataError("no mirror is known")
     check_online(files.mirrors)
     for mirror in files.mirrors:
+        url = f"{mirror}{name}.gz"
         try:
-            packed = read_url(f"{mirror}{name}.gz")
-            content = unpack(files, f"{name}.gz", packed, f"{mirror}{name}.gz")
-            check_sha256(files, name, content, f"{mirror}{name}.gz")
+            packed = read_url(url, files.timeout, files.max_bytes)
+            content = unpack(files, f"{name}.gz", packed, url)
+            check_sha256(files, name, content, url)
         except (OSError, http.client.HTTPException, DataError) as e:
             error = e
             continue
-        keep(folder / f"{name}.gz", packed)
+        store(folder / f"{name}.gz", packed)
         return content
     raise error
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write a whole file or none, and delete what killed downloads left. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial(path.parent)
+    with whole_file(path) as file:
+        file.write(content)

@@ -1,39 +1,32 @@
 """The diffusion process and its samplers; they know nothing of networks, data or configuration."""
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
-from diffusion.held_out import HeldOut, held_out_losses
-from diffusion.likelihood import DRAWS, Bound, bounds, last_variances, x0_errors
-from diffusion.samplers import SAMPLERS, VARIANCES, guided, last, make_sampler, options_of
+from diffusion.generate import DiffusionModel, generate
+from diffusion.likelihood import Bound, bounds, last_variances, x0_errors
+from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
-
-# The names that the settings of a process and its sampler can take.
-NAMES = {
-    "schedule": [*SCHEDULES, "manual"],
-    "prediction": PREDICTIONS,
-    "loss": LOSSES,
-    "sampler": SAMPLERS,
-    "variance": VARIANCES,
-}
+from diffusion.validation import HeldOut, held_out_losses
 
 __all__ = [
-    "DRAWS",
     "LOSSES",
-    "NAMES",
     "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
     "VARIANCES",
     "Bound",
+    "DiffusionModel",
     "GaussianDiffusion",
     "HeldOut",
+    "Sampler",
     "bounds",
+    "generate",
     "guided",
     "held_out_losses",
     "last",
     "last_variances",
     "make_alphas",
     "make_diffusion",
-    "make_sampler",
     "options_of",
+    "uniform_grid",
     "x0_errors",
 ]

@@ -1,4 +1,4 @@
-"""The forward process q and what it gives in closed form (Ho et al. 2020, Secs. 2-3).
+"""The forward process q, its posterior, parameterizations and losses (Ho et al. 2020, Secs. 2-3).
 
 t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1 entries, and
 ``alpha_bar[0] == 1``. Coefficients are float64 and cast where they meet an image.
@@ -21,11 +21,11 @@ MIN_SNR_GAMMA = 5.0
 
 
 class GaussianDiffusion:
-    """A process with T steps, what the network predicts of it, and the loss it is trained with.
+    """A process with T steps, the parameterization of the network, and the loss.
 
     alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
     rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). precondition: x_0
-    is read from the network's output by ``precondition_x0``, not taken as it is. loss: a name in
+    is computed from the output by ``precondition_x0`` instead of being the output. loss: a name in
     LOSSES. first_timestep: the smallest t trained and sampled; 2 is "let x_1 = x_0".
     Raises ValueError where first_timestep is not in 1 ... T.
     """
@@ -48,8 +48,8 @@ class GaussianDiffusion:
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
-        self.density = draw_density(self, loss)
-        self.x0_error: Tensor | None = None  # of a network, once measured: see x0_errors
+        self.density = timestep_density(self, loss)
+        self.x0_error: Tensor | None = None  # (T + 1,), of a network: see x0_errors
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +82,7 @@ class GaussianDiffusion:
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_s | x_t, x_0), any s < t (Eqs. 6-7, where s = t - 1).
 
-        At the network's estimate of x_0 the mean is the original's mu_prediction.
+        At the network's estimate of x_0 the mean is mu_theta, the mean of p(x_s | x_t).
         """
         alpha = self.alpha_bar[t] / self.alpha_bar[s]
         of_x_t = alpha.sqrt() * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
@@ -101,10 +101,10 @@ class GaussianDiffusion:
         """beta of the jump, the variance of q(x_t | x_s): 1 - alpha_bar_t / alpha_bar_s."""
         return 1 - self.alpha_bar[t] / self.alpha_bar[s]
 
-    # What the network says. With a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar): x_t = a x_0 + b eps.
+    # Parameterizations. With a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar): x_t = a x_0 + b eps.
 
     def target(self, x_0: Tensor, noise: Tensor, t: Time) -> Tensor:
-        """What the network should answer at x_t = q_sample(x_0, t, noise)."""
+        """The regression target at x_t = q_sample(x_0, t, noise): x_0, eps or v."""
         if self.prediction == "x0":
             return x_0
         if self.prediction == "eps":
@@ -113,20 +113,20 @@ class GaussianDiffusion:
         return a * noise - b * x_0
 
     def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """The prediction that the network's output stands for: its estimate of ``target``."""
+        """The estimate of ``target``, from the network's output."""
         return self.precondition_x0(output, x_t, t) if self.precondition else output
 
     def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
 
-        At small t, x_0 is x_t but for little, and the bound weighs errors by the SNR. So the
-        network gives what to add, in units of the noise.
+        At small t, x_0 is close to x_t, and the bound weights errors by the SNR; so the network
+        predicts the difference, in units of the noise.
         """
         a, b = self.scales(t, x_t)
         return a * x_t + b * output
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """The clean image in x_t according to the network's output."""
+        """x̂_θ(x_t, t), the estimate of x_0, from the network's output."""
         prediction = self.predict(output, x_t, t)
         if self.prediction == "x0":
             return prediction
@@ -134,7 +134,7 @@ class GaussianDiffusion:
         return (x_t - b * prediction) / a if self.prediction == "eps" else a * x_t - b * prediction
 
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """The noise in x_t if the clean image is x_0 (Eq. 4 solved for it)."""
+        """The noise in x_t if the clean image is x_0 (Eq. 4 solved for eps)."""
         a, b = self.scales(t, x_t)
         return (x_t - a * x_0) / b
 
@@ -147,13 +147,13 @@ class GaussianDiffusion:
         error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
         return self.loss_weight[t].to(error.dtype) * error
 
-    def draw_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """t in first_timestep ... T, (B,) int64, and the weight that makes up for how it is drawn.
+    def sample_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Timesteps first_timestep ... T, (B,) int64, and their importance weights (B,) float32.
 
         E over t of (weight * loss) is the mean of the loss over all t, whatever ``density`` is
-        (importance sampling: Nichol & Dhariwal 2021, Eq. 18). Image j draws from the j-th of B
-        equally likely slices, all at one random offset, so that every batch sees all of t
-        (Kingma et al. 2021, App. I.1): give it images in random order.
+        (Nichol & Dhariwal 2021, Eq. 18). Low-discrepancy: image j has its t from the j-th of B
+        equally likely intervals, all at one random offset (Kingma et al. 2021, App. I.1). So
+        the images must come in random order.
         """
         offset = torch.rand((), device=self.device, generator=generator, dtype=torch.float64)
         u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
@@ -162,11 +162,11 @@ class GaussianDiffusion:
         return t, (1 / (count * self.density[t])).float()
 
 
-def draw_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
-    """The probability with which each t is drawn, (T + 1,): uniform, except for the bound.
+def timestep_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
+    """The probability of each t in training, (T + 1,): uniform, except for the bound.
 
-    The terms of the bound are of very different size. Half of its draws go to t in proportion to
-    the drop of log(1 + SNR), which is about what a trained network's term at t amounts to.
+    The terms of the bound differ greatly in size. Half of its samples are drawn in proportion to
+    the drop of log(1 + SNR), which approximates the term of a trained network at t.
     """
     t = torch.arange(1, diffusion.timesteps + 1)
     trained = (t >= diffusion.first_timestep).double()
@@ -188,7 +188,7 @@ def make_diffusion(
     loss: str,
     first_timestep: int,
 ) -> GaussianDiffusion:
-    """The process that a configuration describes. Raises ValueError; see make_alphas."""
+    """The process of a configuration. Raises ValueError as make_alphas does."""
     hand_set = make_alphas(schedule, timesteps, alphas)
     return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep)
 
@@ -198,8 +198,8 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-# Losses differ only in a weight on t. Each function gives it for the squared error of what the
-# network predicts, (T + 1,); the entry at t = 0 is never used.
+# Losses differ only in their weight on t. Each function returns it for the squared error of the
+# parameterization, (T + 1,); the entry at t = 0 is never used.
 
 
 def simple(diffusion: GaussianDiffusion) -> Tensor:
@@ -228,7 +228,7 @@ def min_snr(diffusion: GaussianDiffusion) -> Tensor:
 
 
 def output_scale(diffusion: GaussianDiffusion) -> Tensor:
-    """Squared error of x_0 per that of the output, inverted: x0 1, eps SNR, v SNR + 1."""
+    """Squared error of the parameterization per that of x_0: x0 1, eps SNR, v SNR + 1."""
     t = torch.arange(1, diffusion.timesteps + 1)
     snr = F.pad(diffusion.snr(t), (1, 0), value=1.0)
     return {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[diffusion.prediction]

@@ -1,26 +1,25 @@
-"""The variational bound of the chain that is sampled, and the variance that minimises it.
+"""The variational bound of the reverse process that is sampled, and the variance that minimizes it.
 
 -log p(x_0) <= L_T + sum of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) - log p(x_0 | x_t1)
-(Ho et al. 2020, Eq. 5) over the jumps t -> s of the grid that ``ddpm`` walks; t1 -> 0 is the last.
+(Ho et al. 2020, Eq. 5) over the jumps t -> s of the grid that ``ddpm`` uses; t1 -> 0 is the last.
 ``model(x_t, t, y)`` is the network; x_0 (N, C, H, W) lies in [-1, 1] and has 256 values.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
-from diffusion.samplers import VARIANCES, uniform_grid
+from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
 
-LabelledModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-CHUNK = 256  # images at once
+CHUNK = 256  # images per network evaluation
 GROUPS = 32  # of neighbouring t, over which the network's error is averaged
-HALF_BIN = 1 / 255  # of a pixel's 256 values
-DRAWS = 20  # KL terms of an image, where it has more
+HALF_BIN = 1 / 255  # half the width of one of a pixel's 256 values
+TERMS = 20  # KL terms sampled per image, where there are more
 
 
 @dataclass(frozen=True)
@@ -42,32 +41,32 @@ class Bound:
 
 @torch.no_grad()
 def bounds(
-    model: LabelledModel,
+    model: LabeledModel,
     diffusion: GaussianDiffusion,
     x_0: Tensor,
     y: Tensor,
     steps: int,
     last_variances: Mapping[str, Tensor],
-    draws: int = DRAWS,
+    terms: int = TERMS,
     clip: bool = True,
 ) -> dict[str, Bound]:
     """The bound for every variance in ``last_variances``, which has the decoder's sigma^2.
 
     An image takes one network evaluation for the decoder, and one for each KL term; where there
-    are more than ``draws`` of these, that many are drawn, in proportion to their likely size.
+    are more than ``terms`` of these, that many are sampled, in proportion to their expected size.
     """
     generator = torch.Generator().manual_seed(0)
     grid = torch.tensor(uniform_grid(diffusion, steps), device=x_0.device)
-    which, weight = choose_jumps(diffusion, grid, len(x_0), draws, generator)
+    which, weight = sample_jumps(diffusion, grid, len(x_0), terms, generator)
     squared = torch.zeros(which.shape, dtype=torch.float64, device=x_0.device)
 
-    def seen_from(j: Tensor) -> Tensor:
+    def estimate_at(j: Tensor) -> Tensor:
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         return estimate(model, diffusion, x_0, y, grid[j], noise, clip)
 
     for k in range(which.shape[1]):
-        squared[:, k] = (x_0 - seen_from(which[:, k])).double().square().flatten(1).sum(1)
-    decoded = seen_from(torch.full((len(x_0),), steps - 1, device=x_0.device))
+        squared[:, k] = (x_0 - estimate_at(which[:, k])).double().square().flatten(1).sum(1)
+    decoded = estimate_at(torch.full((len(x_0),), steps - 1, device=x_0.device))
 
     dimensions = x_0[0].numel()
     bits = dimensions * math.log(2)
@@ -80,29 +79,29 @@ def bounds(
     return found
 
 
-def choose_jumps(
-    diffusion: GaussianDiffusion, grid: Tensor, images: int, draws: int, generator: torch.Generator
+def sample_jumps(
+    diffusion: GaussianDiffusion, grid: Tensor, images: int, terms: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Which jumps to compute for each image, and the weight of each: (N, K) both.
+    """Which jumps to evaluate for each image, and their importance weights: (N, K) both.
 
-    All but the last where there are at most ``draws``. Else half of the draws are even, half in
-    proportion to the drop of log(1 + SNR), each from a slice of its own.
+    All but the last where there are at most ``terms``. Else a stratified sample from a density that
+    is half uniform, half proportional to the drop of log(1 + SNR).
     """
     count = len(grid) - 2
-    if count <= draws:
+    if count <= terms:
         all_of_them = torch.arange(count, device=grid.device).expand(images, count)
         return all_of_them, torch.ones_like(all_of_them, dtype=torch.float64)
     nats = -(1 - diffusion.alpha_bar[grid[:-1]]).log()
     drop = nats[1:] - nats[:-1]
     density = (1 / count + drop / drop.sum()) / 2
     order = torch.randperm(images, generator=generator).to(grid.device)
-    u = ((order[:, None] + 0.5) / images + torch.arange(draws, device=grid.device)) / draws
+    u = ((order[:, None] + 0.5) / images + torch.arange(terms, device=grid.device)) / terms
     which = torch.searchsorted(density.cumsum(0), u, right=True).clamp(max=count - 1)
-    return which, 1 / (draws * density[which])
+    return which, 1 / (terms * density[which])
 
 
 def estimate(
-    model: LabelledModel,
+    model: LabeledModel,
     diffusion: GaussianDiffusion,
     x_0: Tensor,
     y: Tensor,
@@ -110,12 +109,13 @@ def estimate(
     noise: Tensor,
     clip: bool,
 ) -> Tensor:
-    """The clean images the network sees in x_t, t (N,), a chunk at a time; shaped as x_0."""
-    seen = []
+    """The network's estimates of x_0 in x_t ~ q(x_t | x_0), t (N,), in chunks; shaped as x_0."""
+    estimates = []
     for x, labels, n, eps in zip(*(part.split(CHUNK) for part in (x_0, y, t, noise)), strict=True):
         x_t = diffusion.q_sample(x, n, eps)
-        seen.append(diffusion.predict_x0(model(x_t, n, labels).to(x.dtype), x_t, n))
-    return torch.cat(seen).clamp(-1, 1) if clip else torch.cat(seen)
+        estimates.append(diffusion.predict_x0(model(x_t, n, labels).to(x.dtype), x_t, n))
+    estimates = torch.cat(estimates)
+    return estimates.clamp(-1, 1) if clip else estimates
 
 
 def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
@@ -153,12 +153,12 @@ def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return -(high + torch.log1p(-torch.exp(low - high)))
 
 
-# The variances of the last jump, and what they and "optimal" are measured from.
+# The variances of the last jump; the errors of x_0, from which "optimal" is computed.
 
 
 @torch.no_grad()
 def last_variances(
-    model: LabelledModel,
+    model: LabeledModel,
     diffusion: GaussianDiffusion,
     x_0: Tensor,
     y: Tensor,
@@ -167,20 +167,20 @@ def last_variances(
 ) -> dict[str, Tensor]:
     """sigma^2 of the decoder for each of VARIANCES; "optimal" is fitted to training images x_0.
 
-    The posterior has no width at s = 0: that of the jump before stands in (Ho et al.'s code), and
-    where there is none, beta.
+    The posterior variance is 0 at s = 0: that of the jump before is used (as in Ho et al.'s code),
+    and where there is none, beta.
     """
     t, s = (torch.tensor(n) for n in uniform_grid(diffusion, steps)[-2:])
     before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
     beta = diffusion.step_variance(t, s)
     posterior = beta if before is None else diffusion.posterior_variance(before, t)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).to(x_0)
-    seen = estimate(model, diffusion, x_0, y, t.expand(len(x_0)).to(x_0.device), noise, clip)
-    return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, seen)}
+    estimated = estimate(model, diffusion, x_0, y, t.expand(len(x_0)).to(x_0.device), noise, clip)
+    return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, estimated)}
 
 
 def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
-    """The sigma^2 that makes the images most likely: three searches, each finer than the last."""
+    """The sigma^2 of maximum likelihood: three grid searches, each finer than the last."""
     low, high = math.log(1e-8), math.log(4.0)
     for _ in range(3):
         candidates = torch.linspace(low, high, 17, dtype=torch.float64, device=x_0.device).exp()
@@ -192,31 +192,21 @@ def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def x0_errors(
-    model: LabelledModel, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, clip: bool = True
+    model: LabeledModel, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, clip: bool = True
 ) -> Tensor:
     """E |x_0 - x_0 hat(x_t, t)|^2 / dimension for every t, (T + 1,) float64; 0 at t = 0.
 
-    Each image is looked at once, at t denser towards 0. What is averaged over neighbouring t is the
-    error of v, 1 / (1 - alpha_bar) times that of x_0: over all of t it hardly changes.
+    One network evaluation per image, at t denser towards 0. What is averaged over neighbouring t is
+    the error of v, 1 / (1 - alpha_bar) times that of x_0, as it varies little with t.
     """
     first, T = diffusion.first_timestep, diffusion.timesteps
     u = (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
     t = (first + (T - first) * u**2).round().long()
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(2)).to(x_0)
-    seen = estimate(model, diffusion, x_0, y, t, noise, clip)
-    error = (x_0 - seen).double().square().flatten(1).mean(1) / (1 - diffusion.alpha_bar[t])
+    estimated = estimate(model, diffusion, x_0, y, t, noise, clip)
+    error = (x_0 - estimated).double().square().flatten(1).mean(1) / (1 - diffusion.alpha_bar[t])
     groups = min(GROUPS, len(x_0))
     at = torch.stack([part.double().mean() for part in t.tensor_split(groups)])
     level = torch.stack([part.mean() for part in error.tensor_split(groups)])
-    every = torch.arange(T + 1, device=x_0.device)
-    return interpolate(every.double(), at, level) * (1 - diffusion.alpha_bar)
-
-
-def interpolate(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """The line through (at, values), level outside; ``at`` must not fall."""
-    right = torch.searchsorted(at, x).clamp(1, max(1, len(at) - 1))
-    if len(at) == 1:
-        return values.expand(len(x))
-    left = right - 1
-    share = ((x - at[left]) / (at[right] - at[left]).clamp(min=1e-9)).clamp(0, 1)
-    return values[left] + share * (values[right] - values[left])
+    every = np.interp(np.arange(T + 1), at.cpu().numpy(), level.cpu().numpy())
+    return torch.from_numpy(every).to(x_0.device) * (1 - diffusion.alpha_bar)

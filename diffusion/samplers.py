@@ -1,17 +1,18 @@
-"""Reverse processes: generators that walk from x_T to x_0 and yield the state after every step.
+"""Reverse processes: generators that go from x_T to x_0 and yield the state after every step.
 
-All have one signature. ``model(x, t)`` is the network; ``x`` starts as x_T (B, C, H, W); ``steps``
-is the number of network evaluations; ``randn()`` draws standard normal noise of the batch's shape,
-which leaves it to the caller what the noise of an image depends on. What follows the star are the
-sampler's own options. The last state is always the clean image, and no noise is added to it.
-To add a sampler, write one function here and enter it in SAMPLERS.
+All have one signature. ``model(x, t)`` is the denoising network; ``x`` starts as x_T (B, C, H, W);
+``grid`` are the timesteps T = t_0 > ... > t_n = 0, with one network evaluation at each but the
+last; ``randn()`` returns standard normal noise of the batch's shape, so that the caller decides
+what the noise of an image depends on. What follows the star are the sampler's own options. The last
+state is the clean image, and no noise is added to it.
+To add a sampler, write one function here, enter it in SAMPLERS and in config.SampleConfig.
 """
 
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from diffusion.gaussian import GaussianDiffusion, Model, expand
 
 Randn = Callable[[], Tensor]
+Grid = Sequence[int]
+LabeledModel = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x_t, t, y) -> its output
 
 
 @torch.no_grad()
@@ -27,14 +30,14 @@ def ddpm(
     model: Model,
     diffusion: GaussianDiffusion,
     x: Tensor,
-    steps: int,
+    grid: Grid,
     randn: Randn,
     *,
     clip: bool = True,
     variance: str = "posterior",
 ) -> Iterator[Tensor]:
     """Ancestral sampling: Algorithm 2 of Ho et al. (2020), sigma^2 by a name in VARIANCES."""
-    for t, s in pairwise(uniform_grid(diffusion, steps)):
+    for t, s in pairwise(grid):
         x_0 = denoise(model, diffusion, x, t, clip)
         x, _ = diffusion.posterior(x_0, x, t, s)
         if s > 0:
@@ -45,12 +48,12 @@ def ddpm(
 def optimal_variance(diffusion: GaussianDiffusion, t: int, s: int) -> Tensor:
     """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
 
-    The posterior's, and what the network cannot know of x_0. ValueError before that was measured.
+    The posterior's, plus that of the network's error of x_0. ValueError before it was measured.
     """
     if diffusion.x0_error is None:
         raise ValueError("--variance optimal needs the network's errors: see x0_errors")
-    unknown = diffusion.weight_of_x0(t, s) ** 2 * diffusion.x0_error[t]
-    return diffusion.posterior_variance(t, s) + unknown
+    error = diffusion.weight_of_x0(t, s) ** 2 * diffusion.x0_error[t]
+    return diffusion.posterior_variance(t, s) + error
 
 
 # The choices of sigma^2 for a jump t -> s; the first two are of Ho et al. (2020), Sec. 3.2.
@@ -66,14 +69,14 @@ def ddim(
     model: Model,
     diffusion: GaussianDiffusion,
     x: Tensor,
-    steps: int,
+    grid: Grid,
     randn: Randn,
     *,
     clip: bool = True,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
     """Eqs. 12 and 16 of Song et al. (2021); eta = 0 is deterministic, 1 is ``ddpm``."""
-    for t, s in pairwise(uniform_grid(diffusion, steps)):
+    for t, s in pairwise(grid):
         x_0 = denoise(model, diffusion, x, t, clip)
         noise = diffusion.predict_noise(x_0, x, t)
         alpha_bar = diffusion.alpha_bar[s]
@@ -89,7 +92,7 @@ def dpmpp(
     model: Model,
     diffusion: GaussianDiffusion,
     x: Tensor,
-    steps: int,
+    grid: Grid,
     randn: Randn,
     *,
     clip: bool = True,
@@ -101,7 +104,7 @@ def dpmpp(
     """
     del randn
     x_0_before, h_before = None, None
-    for t, s in pairwise(uniform_grid(diffusion, steps)):
+    for t, s in pairwise(grid):
         x_0 = denoise(model, diffusion, x, t, clip)
         if s == 0:
             yield x_0
@@ -116,13 +119,43 @@ def dpmpp(
         yield x
 
 
-Sampler = Callable[..., Iterator[Tensor]]
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp}
+SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {"ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp}
 
 
-def make_sampler(sampler: str, **settings: object) -> Sampler:
-    """The named sampler with its own options bound; settings of others are passed over."""
-    return partial(SAMPLERS[sampler], **{name: settings[name] for name in options_of(sampler)})
+@dataclass(frozen=True)
+class Sampler:
+    """A reverse process with its settings: ``Sampler(**asdict(config.sample))``.
+
+    guidance_interval: from and to which t / T guidance applies. Options that the named sampler does
+    not have are ignored.
+    """
+
+    sampler: str
+    steps: int
+    variance: str = "posterior"
+    eta: float = 0.0
+    clip: bool = True
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(
+        self, model: Model, diffusion: GaussianDiffusion, x: Tensor, grid: Grid, randn: Randn
+    ) -> Iterator[Tensor]:
+        """The states after x, which is the state at ``grid[0]``; model(x, t), guided or not."""
+        own = {name: getattr(self, name) for name in options_of(self.sampler)}
+        return SAMPLERS[self.sampler](model, diffusion, x, grid, randn, **own)
+
+    def guide(
+        self,
+        model: LabeledModel,
+        labels: Tensor | None,
+        null_label: int,
+        diffusion: GaussianDiffusion,
+    ) -> Model:
+        """The network with these labels (B,) and this sampler's guidance; see ``guided``."""
+        first, last = self.guidance_interval
+        times = (first * diffusion.timesteps, last * diffusion.timesteps)
+        return guided(model, labels, null_label, self.guidance, times)
 
 
 def options_of(sampler: str) -> set[str]:
@@ -132,39 +165,38 @@ def options_of(sampler: str) -> set[str]:
 
 
 def denoise(model: Model, diffusion: GaussianDiffusion, x: Tensor, t: int, clip: bool) -> Tensor:
-    """The clean image the network sees in x_t."""
+    """The network's estimate of x_0 in x_t, t the same for all; (B, C, H, W)."""
     output = model(x, torch.full((len(x),), t, device=x.device))
     x_0 = diffusion.predict_x0(output, x, t)
     return x_0.clamp(-1, 1) if clip else x_0
 
 
-def uniform_grid(diffusion: GaussianDiffusion, steps: int) -> list[int]:
-    """T = t_0 > ... > t_steps = 0, even in t. ValueError unless 1 <= steps <= most."""
-    check_steps(diffusion, steps)
-    last = diffusion.first_timestep - 1
-    grid = torch.linspace(diffusion.timesteps, last, steps + 1, dtype=torch.float64)
+def uniform_grid(diffusion: GaussianDiffusion, steps: int, start: int | None = None) -> list[int]:
+    """start = t_0 > ... > t_steps = 0, even in t; start defaults to T.
+
+    ValueError unless start is a trained t, and steps at most the number of trained t up to it.
+    """
+    start, first = diffusion.timesteps if start is None else start, diffusion.first_timestep
+    if not first <= start <= diffusion.timesteps:
+        raise ValueError(f"start must lie in {first}..{diffusion.timesteps}, got {start}")
+    if not 1 <= steps <= start - first + 1:
+        raise ValueError(f"steps must lie in 1..{start - first + 1}, got {steps}")
+    grid = torch.linspace(start, first - 1, steps + 1, dtype=torch.float64)
     return [*grid.round().long().tolist()[:-1], 0]
 
 
-def check_steps(diffusion: GaussianDiffusion, steps: int) -> None:
-    """ValueError unless the process has so many steps to walk."""
-    most = diffusion.timesteps - diffusion.first_timestep + 1
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
-
-
 def guided(
-    model: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    model: LabeledModel,
     labels: Tensor | None,
     null_label: int,
     scale: float = 1.0,
     times: tuple[float, float] = (0.0, math.inf),
 ) -> Model:
-    """Classifier-free guidance (Ho & Salimans 2022): none + scale * (class - none).
+    """Classifier-free guidance (Ho & Salimans 2022): uncond + scale * (cond - uncond).
 
-    labels (B,); None: the network without classes. Only at times[0] <= t <= times[1] (Kynkäänniemi
-    et al. 2024): outside, and at scale 1, it is the plain conditional network at one evaluation
-    instead of two.
+    labels (B,); None: the unconditional network. null_label: the one that means "no class". Applies
+    only at times[0] <= t <= times[1] (Kynkäänniemi et al. 2024): outside, and at scale 1, it is the
+    conditional network at one evaluation instead of two.
     """
     if labels is None or scale == 1:
         return lambda x, t: model(x, t, labels)
@@ -175,12 +207,12 @@ def guided(
         inside = (times[0] <= t) & (t <= times[1])
         if not inside.any():
             return model(x, t, labels)
-        none, of_class = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return torch.lerp(none, of_class, expand(torch.where(inside, scale, 1.0), x))
+        uncond, cond = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return torch.lerp(uncond, cond, expand(torch.where(inside, scale, 1.0), x))
 
     return guide
 
 
 def last(states: Iterable[Tensor]) -> Tensor:
-    """Run a sampler to its end, holding one state at a time."""
+    """The last state of a sampler, holding one at a time."""
     return deque(states, maxlen=1).pop()

@@ -29,14 +29,14 @@ def linear(timesteps: int) -> Tensor:
 def cosine(timesteps: int, s: float = 0.008) -> Tensor:
     """alpha_bar = cos^2 of a quarter turn (Nichol & Dhariwal 2021, Eq. 17)."""
     u = unit_interval(timesteps)
-    return steps_of(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
+    return alphas_of(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
 
 
 def sigmoid(timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
     """alpha_bar = a sigmoid from start to end, rescaled to 1 ... 0 (Jabri et al. 2022, Alg. 1)."""
     u = unit_interval(timesteps)
     falling = torch.sigmoid(-(start + (end - start) * u))
-    return steps_of((falling - falling[-1]) / (falling[0] - falling[-1]))
+    return alphas_of((falling - falling[-1]) / (falling[0] - falling[-1]))
 
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
@@ -70,6 +70,6 @@ def unit_interval(timesteps: int) -> Tensor:
     return torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
 
 
-def steps_of(alpha_bar: Tensor) -> Tensor:
+def alphas_of(alpha_bar: Tensor) -> Tensor:
     """The alphas whose products are alpha_bar (T + 1,), each beta at most MAX_BETA."""
     return (alpha_bar[1:] / alpha_bar[:-1]).clamp(min=1 - MAX_BETA)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 8  # of a group normalization
-TIME_SCALE = 7.0  # brings a fresh time embedding to about size 1
-LABEL_STD = 0.3  # smaller, so that classes do not drown the time
+GROUPS = 8  # of group normalization
+TIME_SCALE = 7.0  # unit variance of the time embedding at initialization
+LABEL_STD = 0.3  # of the class embedding at initialization: smaller than the time's
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t (Vaswani et al. 2017, Sec. 3.5), then a two-layer perceptron.
+    """Sinusoids of t (Vaswani et al. 2017, Sec. 3.5), then a two-layer MLP.
 
-    Computed from t, not looked up: no T is built in. ``channels`` must be even and at least 4.
+    Computed from t, not from a table: independent of T. ``channels`` must be even and at least 4.
     """
 
     def __init__(self, channels: int, emb_channels: int) -> None:
@@ -144,7 +144,7 @@ def downsample(channels: int) -> nn.Module:
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """The end of a residual branch starts at zero, so that the block starts as the identity."""
+    """Zero-initialize the end of a residual branch, so that the block starts as the identity."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module

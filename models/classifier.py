@@ -1,4 +1,4 @@
-"""The classifier whose features evaluate.py measures with: small, and trained in a minute."""
+"""The classifier whose features evaluate.py uses: small, and trained in a minute."""
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees, (B, 128): the mean over the positions of the last stage."""
+        """The input of the last layer, (B, 128): global average pooling of the last stage."""
         return self.stages(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

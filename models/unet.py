@@ -1,4 +1,4 @@
-"""The network that looks at x_t: a U-Net with multi-head self-attention."""
+"""The denoising network: a U-Net with multi-head self-attention."""
 
 from collections.abc import Sequence
 
@@ -33,9 +33,9 @@ class UNet(nn.Module):
     ``patch_size`` p > 1 trades p x p pixels for channels before the first level (pixel-unshuffle)
     and back behind the last. ``attention_levels`` count from 0, the finest; the bottleneck always
     attends. ``num_classes`` K > 0 adds a class embedding whose entry K means "no class".
-    An untrained network answers 0. With ``checkpoint_activations`` set, training keeps the input of
-    each block alone and computes the rest again in the backward pass: less memory, more time, the
-    same numbers. Raises ValueError where sizes do not fit together.
+    An untrained network outputs 0. With ``checkpoint_activations`` set, training stores only
+    the input of each block and recomputes the rest in the backward pass: less memory, more time,
+    the same bits. Raises ValueError where sizes do not fit together.
     """
 
     def __init__(
@@ -114,19 +114,19 @@ class UNet(nn.Module):
                 h = self.run(block, torch.cat([h, skips.pop()], dim=1), emb)
             h = level.resample(h)
 
-        # In float32 also under autocast: at small t the bound weighs errors of x_0 by thousands.
+        # In float32 also under autocast: at small t the bound weights errors of x_0 by thousands.
         with torch.autocast(h.device.type, enabled=False):
             h = self.head(F.silu(self.norm(h.float())))
         return F.pixel_shuffle(h, self.patch_size)  # (B, C, H, W)
 
     def run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        """The output of a block, whose inside is forgotten where activations are checkpointed."""
+        """The output of a block, with or without activation checkpointing."""
         if self.checkpoint_activations and self.training:
             return checkpoint(block, h, emb, use_reentrant=False)
         return block(h, emb)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The convolutions between hidden activations: what a matrix optimizer such as Muon takes.
+        """The convolutions between hidden activations, for a matrix optimizer such as Muon.
 
         Without the first and last layer, the embeddings, biases and normalizations.
         """
@@ -135,7 +135,7 @@ class UNet(nn.Module):
 
 
 def check_size(size: Sequence[int], multiple: int) -> None:
-    """ValueError unless every side is a multiple of what the levels halve."""
+    """ValueError unless height and width are multiples of the total downsampling."""
     if any(side % multiple for side in size):
         up = " x ".join(str(-(-side // multiple) * multiple) for side in size)
         raise ValueError(

@@ -25,7 +25,6 @@ import torch
 import torch._dynamo  # a second, which the first optimizer of every trial would take
 
 import data.datasets
-import report
 import train
 from data.digits import draw_digits
 from utils import checkpoint
@@ -166,7 +165,6 @@ def child_prelude() -> None:
     """What every process needs: a small data set, one thread."""
     torch.set_num_threads(1)
     data.datasets.DATASETS["digits"] = few_digits
-    report.add_graph = lambda *_: None  # a second of tracing, which no fault here is about
 
 
 DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}

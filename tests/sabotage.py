@@ -167,7 +167,7 @@ def full_disk(n: int) -> None:
 def at_step(step: int, action) -> None:
     """Call action(run folders) when this step begins."""
     original, folders = train.train_step, []
-    only_writer = train.only_writer
+    only_writer = runs.only_writer
 
     def noted(folder):
         folders.append(runs.run_of(folder / "x"))
@@ -178,7 +178,7 @@ def at_step(step: int, action) -> None:
             action(folders.pop())
         return original(training, *rest)
 
-    train.only_writer, train.train_step = noted, train_step
+    runs.only_writer, train.train_step = noted, train_step
 
 
 def remove_checkpoints(step: int) -> None:
@@ -214,9 +214,9 @@ def broken_images_twice(first: int) -> None:
 def poison_images(broken) -> None:
     original = train.train_step
 
-    def train_step(training, diffusion, x_0, y, config):
-        x_0 = x_0 * float("nan") if broken(training.step) else x_0
-        return original(training, diffusion, x_0, y, config)
+    def train_step(state, x_0, y):
+        x_0 = x_0 * float("nan") if broken(state.step) else x_0
+        return original(state, x_0, y)
 
     train.train_step = train_step
 
@@ -225,11 +225,12 @@ def infinite_loss(first: int) -> None:
     """From this step on the loss is infinite while the gradient would be finite."""
     original = train.train_step
 
-    def train_step(training, diffusion, *rest):
+    def train_step(training, *rest):
         if training.step >= first:
+            diffusion = training.diffusion
             losses = type(diffusion).losses
             diffusion.losses = lambda *a: losses(diffusion, *a) + float("inf")
-        return original(training, diffusion, *rest)
+        return original(training, *rest)
 
     train.train_step = train_step
 
@@ -276,7 +277,7 @@ def stop_at(step: int) -> None:
 
 def stop_once_planned(_: int) -> None:
     """SIGTERM comes in the first step after the speed is known."""
-    before_step(lambda training: training.plan and os.kill(os.getpid(), signal.SIGTERM))
+    before_step(lambda training: training.schedule and os.kill(os.getpid(), signal.SIGTERM))
 
 
 def explode(step: int) -> None:
@@ -318,10 +319,10 @@ def before_step(action) -> None:
 
 
 def interrupt_while_opening_data(_: int) -> None:
-    original = train.open_data
+    original = train.load_data
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    train.open_data = interrupted
+    train.load_data = interrupted

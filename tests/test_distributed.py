@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import sample
 from data.sets import parts
-from training import Epochs
+from training.state import Epochs
 from utils import checkpoint
 from utils.distributed import Ranks
 
@@ -228,7 +228,7 @@ def test_the_parts_of_all_ranks_are_the_batch():
 
 def test_the_batches_of_an_epoch_are_all_images():
     epochs = Epochs(images=100, batch_size=33)
-    rows = [epochs.rows(step) for step in range(1, 9)]
+    rows = [epochs.global_batch(step) for step in range(1, 9)]
     assert rows == [33, 33, 33, 1] * 2
     assert sum(rows[: epochs.steps]) == 100
 

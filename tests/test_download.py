@@ -1,62 +1,75 @@
-"""Mirrors that stall, lie, cut and refuse, from a real server; eight at once; kills half-way."""
+"""Downloads from mirrors that misbehave, by eight processes at once, killed, and offline."""
 
 import gzip
-import hashlib
-import importlib
 import os
 import random
 import signal
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from faults import FORK, count, two_at_a_time
-from test_datasets import NAMES, NOWHERE, mnist_files
+from test_datasets import NAMES, NOWHERE, mnist_files, open_mnist, small_mnist
 
-import data.datasets
-from data import DATASETS, DataNotFound, download, idx, load
+from data import DATASETS, DataNotFound, load
+from data.download import check_online
 
 PACKED = {f"/{name}.gz": gzip.compress(content) for name, content in mnist_files().items()}
+SECONDS = 60  # after which a process counts as hanging
+Behaviour = Callable[[BaseHTTPRequestHandler, bytes], object]
+
+
+def answer(handler, content: bytes, length: int | None = None, code: int = 200) -> None:
+    """The good behaviour of a server."""
+    handler.send_response(code)
+    handler.send_header("Content-Length", str(len(content) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(content)
 
 
 @contextmanager
-def server(behave=None, seconds: float = 0.0):
-    """Its address, and the paths it was asked for. ``behave(handler, content)`` misbehaves."""
+def server(behave: Behaviour = answer) -> Iterator[tuple[str, list[str]]]:
+    """A mirror on this machine: its address, and the paths it was asked for."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            time.sleep(seconds)
-            content = PACKED.get(self.path, b"")
-            if behave:
-                behave(self, content)
-            else:
-                answer(self, content)
+            behave(self, PACKED[self.path])
 
         def log_message(self, *_):
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.daemon_threads = True
+    served.closed = threading.Event()
     threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{served.server_port}/", asked
     finally:
+        served.closed.set()
         served.shutdown()
         served.server_close()
 
 
-def answer(handler, content: bytes, length: int | None = None, code: int = 200) -> None:
-    handler.send_response(code)
-    handler.send_header("Content-Length", str(len(content) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(content)
+def hold(handler, content: bytes) -> None:
+    """Promise the whole content, send this much of it, and nothing more."""
+    answer(handler, content, len(content) + 1)
+    handler.server.closed.wait(SECONDS)
+
+
+def trickle(handler, content: bytes) -> None:
+    answer(handler, b"", len(content))
+    for byte in content:
+        handler.wfile.write(bytes([byte]))
+        if handler.server.closed.wait(0.05):
+            break
 
 
 def cut(handler, content: bytes) -> None:
@@ -65,21 +78,9 @@ def cut(handler, content: bytes) -> None:
 
 
 def reset(handler, _content: bytes) -> None:
-    linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+    linger = struct.pack("ii", 1, 0)  # on, for 0 seconds: closing sends RST
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     handler.connection.close()
-
-
-def stall(handler, content: bytes) -> None:
-    answer(handler, content[:10], len(content))
-    time.sleep(2)
-
-
-def trickle(handler, content: bytes) -> None:
-    answer(handler, b"", len(content))
-    for byte in content[:40]:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
 
 
 def redirect(handler, _content: bytes) -> None:
@@ -88,126 +89,175 @@ def redirect(handler, _content: bytes) -> None:
     handler.end_headers()
 
 
-MISBEHAVIOUR = {
-    "not found": lambda handler, _: answer(handler, b"<html>", code=404),
-    "forbidden": lambda handler, _: answer(handler, b"<html>", code=403),
-    "redirected to nowhere": redirect,
-    "web page": lambda handler, _: answer(handler, b"<html>please log in</html>"),
-    "empty": lambda handler, _: answer(handler, b""),
-    "other content": lambda handler, _: answer(handler, gzip.compress(b"something else")),
-    "one bit": lambda handler, c: answer(handler, c[:40] + bytes([c[40] ^ 1]) + c[41:]),
-    "too long": lambda handler, c: answer(handler, c + b"more"),
-    "cut": cut,
-    "reset": reset,
-    "stall": stall,
-    "trickle": trickle,
-    "endless": lambda handler, _: answer(handler, b"0" * 2**16),
+# What a mirror does, and the reason that the error then gives.
+MISBEHAVIOUR: dict[str, tuple[Behaviour, str]] = {
+    "not found": (lambda handler, _: answer(handler, b"<html>", code=404), "404"),
+    "forbidden": (lambda handler, _: answer(handler, b"<html>", code=403), "403"),
+    "redirected to nowhere": (redirect, "refused"),
+    "web page": (lambda handler, _: answer(handler, b"<html>please log in</html>"), "damaged"),
+    "empty": (lambda handler, _: answer(handler, b""), "damaged"),
+    "other content": (lambda handler, _: answer(handler, gzip.compress(b"other")), "SHA-256"),
+    "one bit": (lambda handler, c: answer(handler, flip(c, 40)), "damaged"),
+    "too long": (lambda handler, c: answer(handler, c + b"more"), "damaged"),
+    "cut": (cut, "damaged|IncompleteRead"),
+    "reset": (reset, "reset|closed"),
+    "silent": (lambda handler, _: handler.server.closed.wait(SECONDS), "timed out"),
+    "stall": (lambda handler, c: hold(handler, c[:10]), "timed out"),
+    "trickle": (trickle, "bytes a second"),
+    "endless": (lambda handler, _: answer(handler, b"0" * 2**16), "more than 32,768 bytes"),
 }
 
 
-def use(*mirrors: str) -> None:
-    files = mnist_files()
-    known = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    DATASETS["mnist"] = data.datasets.idx(replace(idx.MNIST, sha256=known, mirrors=mirrors))
-
-
-@pytest.fixture(autouse=True)
-def limits(monkeypatch):
-    monkeypatch.setitem(DATASETS, "mnist", DATASETS["mnist"])
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
-    monkeypatch.setattr(download, "LARGEST", 2**15)
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize("kind", MISBEHAVIOUR)
 def test_a_bad_mirror_leaves_nothing_and_the_next_is_asked(tmp_path, kind):
-    with server(MISBEHAVIOUR[kind]) as (bad, asked), server() as (good, _):
-        use(bad)
-        began = time.monotonic()
-        with pytest.raises(DataNotFound) as error:
-            load("mnist", str(tmp_path / "a"), 0)
-        assert time.monotonic() - began < 5
+    behave, reason = MISBEHAVIOUR[kind]
+    limits = {"timeout": 0.5, "max_bytes": 2**15}
+    with server(behave) as (bad, asked), server() as (good, _):
+        with pytest.raises(DataNotFound, match=reason) as error:
+            open_mnist(tmp_path / "a", small_mnist(bad, **limits))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "a").exists()
-        use(bad, good)
-        assert len(load("mnist", str(tmp_path / "b"), 0)) == 20
+        assert len(open_mnist(tmp_path / "b", small_mnist(bad, good, **limits))) == 20
         assert len(asked) == 3
     names = sorted(f"{name}.gz" for name in NAMES)
     assert sorted(os.listdir(tmp_path / "b/MNIST/raw")) == names
     count(f"a mirror that answers: {kind}", 3, len(asked), "refused, nothing kept, the next taken")
 
 
-def load_once(root: str, url: str, started) -> None:
-    use(url)
-    started[0] += 1
-    while started[0] < started[1]:
-        time.sleep(0.001)
-    assert len(load("mnist", root, 0)) == 20
+def test_missing_and_damaged_files_are_downloaded_once(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / NAMES[1]).write_bytes(b"damaged")
+    with server() as (url, asked):
+        files = small_mnist(NOWHERE, url)
+        first = open_mnist(tmp_path, files)
+        assert sorted(asked) == sorted(f"/{name}.gz" for name in NAMES)
+        assert open_mnist(tmp_path, files).fingerprint == first.fingerprint
+        assert len(asked) == 2  # the second time from disk
+    assert not list(raw.glob(".*"))
+
+
+def download(root: str, url: str, ready) -> None:
+    """In a process of its own."""
+    ready.wait(SECONDS)
+    assert len(open_mnist(Path(root), small_mnist(url))) == 20
 
 
 def test_eight_processes_download_once(tmp_path):
-    with server(seconds=0.3) as (url, asked):
-        started = FORK.RawArray("l", [0, 6])  # most of them, as counting itself may race
-        root = str(tmp_path / "root")
-        processes = [FORK.Process(target=load_once, args=(root, url, started)) for _ in range(8)]
+    def slowly(handler, content: bytes) -> None:
+        time.sleep(0.3)
+        answer(handler, content)
+
+    with server(slowly) as (url, asked):
+        arguments = (str(tmp_path / "root"), url, FORK.Barrier(8))
+        processes = [FORK.Process(target=download, args=arguments) for _ in range(8)]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(SECONDS)
         assert [process.exitcode for process in processes] == [0] * 8
-        assert sorted(asked) == sorted(PACKED)
+        assert sorted(asked) == sorted(f"/{name}.gz" for name in NAMES)
     count("8 processes download at once", 8, 8, "each file asked for once, all have it")
 
 
-def kill_and_repair(root: Path, seed: int) -> bool:
-    """SIGKILL within the download; the next start has the set, and no half file is left.
+def kill_and_repair(root: Path, seed: int) -> None:
+    """SIGKILL within the download of the first or second file; the next start has the set."""
+    sent = threading.Event()
+    first, size = seed % 2 == 0, random.Random(seed).randrange(100)
 
-    Whether the download was still going on.
-    """
+    def stop_half_way(handler, content: bytes) -> None:
+        if not first and "images" in handler.path:
+            answer(handler, content)
+            return
+        answer(handler, content[:size], len(content))
+        sent.set()
+        handler.server.closed.wait(SECONDS)
 
-    def slowly(handler, content: bytes) -> None:
-        answer(handler, content[:100], len(content))
-        time.sleep(0.3)
-        handler.wfile.write(content[100:])
-
-    with server(slowly) as (url, asked), server() as (good, _):
-        process = FORK.Process(target=load_once, args=(str(root), url, [1, 1]))
+    with server(stop_half_way) as (url, _), server() as (good, _):
+        process = FORK.Process(target=download, args=(str(root), url, FORK.Barrier(1)))
         process.start()
-        while not asked:
-            time.sleep(0.001)
-        time.sleep(random.Random(seed).uniform(0, 0.2))  # of 0.3, which the larger file takes
+        assert sent.wait(SECONDS)
         process.kill()
         process.join()
-        assert process.exitcode in (-signal.SIGKILL, 0)
+        assert process.exitcode == -signal.SIGKILL
         raw = root / "MNIST" / "raw"
-        for name in NAMES[seed % 2 :]:  # and what is there may be torn, as by a power cut
-            if (raw / f"{name}.gz").exists():
-                (raw / f"{name}.gz").write_bytes(PACKED[f"/{name}.gz"][:-9])
-                (raw / f".{name}.gz.1.partial").write_bytes(b"left")
-        use(good)
-        assert len(load("mnist", str(root), 0)) == 20
+        assert raw.exists() != first
+        raw.mkdir(parents=True, exist_ok=True)
+        for path in raw.iterdir():  # torn, as by a power cut
+            path.write_bytes(path.read_bytes()[:-9])
+        (raw / f".{NAMES[0]}.gz.1.partial").write_bytes(b"of a killed process")
+        assert len(open_mnist(root, small_mnist(good))) == 20
         assert not list(root.rglob("*.partial"))
-    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_download_is_repaired(tmp_path, trials):
-    hits = sum(two_at_a_time(lambda i: kill_and_repair(tmp_path / str(i), i), trials))
-    assert hits >= 0.9 * trials
-    count("SIGKILL in a download", trials, hits, "repaired by the next start")
+    two_at_a_time(lambda i: kill_and_repair(tmp_path / str(i), i), trials)
+    count("SIGKILL in a download", trials, trials, "repaired by the next start")
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "flowers102"])
-def test_offline_is_said_in_two_seconds(tmp_path, monkeypatch, name):
-    """Also with a name server that never answers."""
-    importlib.import_module("torchvision.datasets")  # which is not what is timed
+# Offline.
 
-    monkeypatch.setattr(download.urllib.request, "getproxies", dict)
-    use("https://one.invalid/", "https://two.invalid/")
-    for silent in (False, True):
-        if silent:
-            monkeypatch.setattr(download.socket, "getaddrinfo", lambda *_: time.sleep(5))
-        began = time.monotonic()
-        with pytest.raises(DataNotFound, match="no network"):
-            load(name, str(tmp_path / "x"), 0)
-        assert time.monotonic() - began < 2
-        assert not (tmp_path / "x").exists()
+
+@pytest.fixture
+def resolver(monkeypatch) -> Iterator[dict[str, Callable[[], object]]]:
+    """The only host names that are resolved, and what looking them up does; no proxy."""
+    hosts: dict[str, Callable[[], object]] = {}
+
+    def getaddrinfo(host: str, *_args, **_options) -> object:
+        if host not in hosts:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return hosts[host]()
+
+    for name in os.environ:
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return hosts
+
+
+KINDS = {"mnist": "train-", "cifar10": "CIFAR10 ", "cifar100": "CIFAR100 ", "flowers102": "Flowers"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.usefixtures("resolver")
+def test_offline_is_one_line_and_leaves_nothing(tmp_path, name):
+    with pytest.raises(DataNotFound, match="no network: Temporary failure") as error:
+        load(name, str(tmp_path / "x"), 0)
+    without = pytest.raises(DataNotFound)
+    with without as not_wanted:
+        load(name, str(tmp_path / "x"), 0, download=False)
+    for line in (str(error.value), str(not_wanted.value)):
+        assert KINDS[name] in line
+        assert "\n" not in line
+    assert "no network" not in str(not_wanted.value)  # control
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_silent_name_server_is_given_up(resolver):
+    over = threading.Event()
+    resolver["silent"] = lambda: over.wait(SECONDS)
+    try:
+        with pytest.raises(OSError, match="the name server is silent"):
+            check_online(["https://silent/"], timeout=0.1)
+        resolver["known"] = list
+        check_online(["https://unknown/", "https://silent/", "https://known/"])  # one is enough
+    finally:
+        over.set()
+
+
+def test_behind_a_proxy_no_name_is_looked_up(resolver, monkeypatch):
+    with pytest.raises(OSError, match="no network"):
+        check_online(["https://unknown/"])  # control
+    assert not resolver
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    check_online(["https://unknown/"])
+
+
+def test_every_set_that_can_be_downloaded_is_tested_offline():
+    others = {"fashion-mnist", "kmnist", "folder", "digits"}  # as mnist; never downloaded
+    assert set(DATASETS) == set(KINDS) | others

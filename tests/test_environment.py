@@ -34,9 +34,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 from utils import checkpoint, lock, runs
-from utils.content import not_finite
-from utils.nonfinite import LIMIT, skip_if_not_finite
-from utils.optim import Muon
+from utils.pytree import not_finite
+from training.nonfinite import LIMIT, skip_if_not_finite
+from training.optim import Muon
 
 LOGS = "Logs_Checkpoints/Inference/version_0"
 

@@ -194,7 +194,7 @@ def test_the_right_answer_has_loss_zero(loss, prediction):
 def test_a_network_that_answers_zero_has_simple_loss_one():
     diffusion, g = process(prediction="eps"), torch.Generator().manual_seed(0)
     x_0, noise = torch.zeros(256, 1, 28, 28), torch.randn(256, 1, 28, 28, generator=g)
-    t, _ = diffusion.draw_timesteps(256, g)
+    t, _ = diffusion.sample_timesteps(256, g)
     losses = diffusion.losses(lambda x, _: torch.zeros_like(x), x_0, t, noise)
     assert losses.mean().item() == pytest.approx(1, abs=0.01)
 
@@ -203,7 +203,7 @@ def test_a_network_that_answers_zero_has_simple_loss_one():
 def test_timesteps_are_uniform_from_the_first_to_T(first):
     diffusion = GaussianDiffusion(make_alphas("cosine", 20), first_timestep=first)
     g = torch.Generator().manual_seed(0)
-    t = torch.cat([diffusion.draw_timesteps(7, g)[0] for _ in range(6000)])
+    t = torch.cat([diffusion.sample_timesteps(7, g)[0] for _ in range(6000)])
     counts = t.bincount(minlength=21)
     assert counts[:first].sum() == 0
     share = counts[first:] / len(t) * (21 - first)
@@ -213,7 +213,7 @@ def test_timesteps_are_uniform_from_the_first_to_T(first):
 def test_a_batch_sees_all_of_t():
     diffusion, g = process(), torch.Generator().manual_seed(0)
     for _ in range(20):
-        t, weight = diffusion.draw_timesteps(10, g)
+        t, weight = diffusion.sample_timesteps(10, g)
         torch.testing.assert_close(weight, torch.ones(10))
         assert ((t - 1) // 100).tolist() == list(range(10))
 
@@ -221,7 +221,7 @@ def test_a_batch_sees_all_of_t():
 @pytest.mark.parametrize("first", [1, 2])
 def test_drawing_t_unevenly_does_not_change_the_mean_of_the_loss(first):
     diffusion, g = process("cosine", loss="kl", first_timestep=first), torch.Generator()
-    t, weight = diffusion.draw_timesteps(1_000_000, g.manual_seed(0))
+    t, weight = diffusion.sample_timesteps(1_000_000, g.manual_seed(0))
     assert t.min() == first
     assert t.max() == T
     assert weight.max() < 2.001

@@ -19,7 +19,7 @@ import torch
 from faults import AGAIN, FORK, checkpoints, count, folder, newest, run, two_at_a_time
 
 import sample
-from utils import checkpoint, content
+from utils import checkpoint, pytree
 from utils.checkpoint import CheckpointError
 
 
@@ -339,7 +339,7 @@ def resave(real: Path, path: Path, change) -> Path:
     change(state)
     state = {k: v for k, v in state.items() if k not in ("format", "format_version")}
     full = {"format": checkpoint.FORMAT, "format_version": 1, **state}
-    torch.save({**full, "sha256": content.digest(full)}, path)
+    torch.save({**full, "sha256": pytree.digest(full)}, path)
     return path
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from config import ModelConfig
 from models import UNet
-from utils.optim import DECAYS, MATRIX_LR, Muon, Plan, PowerAverage, muon, orthogonalize
+from models.ema import PowerEMA as PowerAverage
+from training.optim import DECAYS, MATRIX_LR, LRSchedule as Plan, Muon, muon, orthogonalize
 
 
 def newton_schulz(G: torch.Tensor) -> torch.Tensor:

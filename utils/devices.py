@@ -6,8 +6,10 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from utils.errors import InputError
 
-class DeviceError(Exception):
+
+class DeviceError(InputError):
     """A device that is not there; one line."""
 
 
@@ -46,8 +48,8 @@ def tune(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Have the GNU C library keep freed memory for the next step. Elsewhere it does nothing.
 
-    By itself it takes every tensor above 32 MB from the system and gives it back, and the system
-    clears it anew each time: a seventh of a step of the original preset, in float32.
+    By default malloc maps every tensor above 32 MB and unmaps it when freed, and the kernel clears
+    the pages each time: a seventh of a step of the original preset, in float32.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

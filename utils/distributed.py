@@ -1,7 +1,7 @@
-"""Several processes that do one work: who is who, what is whose, what they agree on.
+"""Several processes (ranks) that train or sample together.
 
-``torchrun --nproc-per-node N train.py`` starts N ranks, each with its part of every batch. A single
-process started without it joins nothing and pays nothing.
+``torchrun --nproc-per-node N train.py`` starts N ranks, each with its share of every batch. Without
+torchrun there is one process, at no cost.
 """
 
 import gc
@@ -19,13 +19,19 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.devices import DeviceError
+from utils.errors import StoppedError
 
 TIMEOUT = timedelta(minutes=10)  # for a rank that hangs; one that dies is noticed at once
 T = TypeVar("T")
 
 
-class RankError(Exception):
+class RankError(StoppedError):
     """Another rank is gone, or is not doing the same; one line."""
+
+
+def share(rows: Tensor, rank: int, world: int) -> Tensor:
+    """The rows of one rank; the first ranks have one more where they cannot be shared evenly."""
+    return rows.tensor_split(world)[rank]
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Ranks:
 
     def part(self, rows: Tensor) -> Tensor:
         """This rank's rows; the first ranks have one more where they cannot be shared evenly."""
-        return rows.tensor_split(self.world)[self.rank]
+        return share(rows, self.rank, self.world)
 
     def alone(self, held: AbstractContextManager) -> AbstractContextManager:
         """What only the first rank enters."""
@@ -68,9 +74,9 @@ class Ranks:
             return model
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def without_averaging(self, network: nn.Module) -> AbstractContextManager:
-        """Within it, gradients of the wrapped network only add up on each rank."""
-        return nullcontext() if self.world == 1 else network.no_sync()
+    def gradient_sync(self, network: nn.Module, sync: bool) -> AbstractContextManager:
+        """Within it, DDP averages the gradients over the ranks only if ``sync``."""
+        return nullcontext() if sync or self.world == 1 else network.no_sync()
 
     def highest(self, *values: int) -> tuple[int, ...]:
         """Of each value the largest of all ranks; over the CPU, so that no GPU is waited for."""

@@ -13,6 +13,11 @@ from utils.files import whole_file
 GAP, GAP_GREY = 2, 64  # pixels between the images of a grid, and how bright they are
 
 
+def normalize(images: Tensor) -> Tensor:
+    """uint8 0 ... 255 -> float32 [-1, 1], ends included; ``to_uint8`` is its inverse."""
+    return images.float() / 127.5 - 1
+
+
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0 ... 255, rounded to the nearest; what lies outside is clamped."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -41,13 +46,13 @@ def filmstrip(states: Sequence[Tensor], count: int = 11) -> Tensor:
     return grid(frames.flatten(0, 1), columns=len(at))
 
 
-def save_png(picture: Tensor, path: Path) -> None:
+def save_png(picture: Tensor, path: str | Path) -> None:
     """Write a uint8 picture (C, H, W)."""
     with whole_file(path) as file:
         to_pil(picture).save(file, "PNG")
 
 
-def save_gif(pictures: Sequence[Tensor], path: Path, seconds: float = 4.0) -> None:
+def save_gif(pictures: Sequence[Tensor], path: str | Path, seconds: float = 4.0) -> None:
     """Write uint8 pictures (3, H, W) as an endless animation that rests on its last frame."""
     frames: list[Image.Image] = [to_pil(p).convert("L" if grey(p) else "P") for p in pictures]
     times = [max(20, round(1000 * seconds / len(frames)))] * (len(frames) - 1) + [1500]

@@ -6,7 +6,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from utils import checkpoint
 from utils.devices import has_bf16
-from utils.files import whole_file
+from utils.distributed import Ranks
+from utils.errors import InputError, StoppedError
+from utils.files import LOCK, LockError, only_writer, remove_partial, whole_file
 
 
-class RunError(Exception):
+class RunError(InputError):
     """A run folder that cannot be made or found; the message names the path and the reason."""
 
 
@@ -28,6 +32,48 @@ class Run:
 
     logs: Path
     checkpoints: Path
+
+    def save(self, state: Any, notes: Mapping[str, Any], keep: int = 2) -> None:
+        """Write a checkpoint; then delete all but the newest few and the best."""
+        path = self.checkpoints / checkpoint.filename(state.step)
+        try:
+            checkpoint.save(path, {**state.state_dict(), **notes})
+        except checkpoint.CheckpointError as e:
+            raise StoppedError(f"{e}; the last good one is {state.saved}") from e
+        state.saved = path
+        checkpoint.prune(self.checkpoints, state.best and state.best["step"], keep)
+
+    def go_back_to(self, step: int) -> None:
+        """Rename later checkpoints: their steps will be trained again."""
+        taken = checkpoint.steps(self.checkpoints)
+        later = [path for n, path in taken.items() if n > step]
+        checkpoint.set_aside(later, "replaced")
+        for path in later:
+            print(f"{path}: that step is taken anew; kept as {path.name}.replaced", flush=True)
+
+    def sweep(self) -> None:
+        """Delete what killed processes left in this and its sister runs: partial files, locks.
+
+        Not where a living process holds the lock, nor where deleting is not allowed.
+        """
+        for folder in self.checkpoints.parent.glob("version_*"):
+            sister = run_of(folder / "any")
+            with suppress(LockError, OSError):
+                if any(path.name.endswith((".partial", LOCK)) for path in folder.iterdir()):
+                    with only_writer(folder):
+                        remove_partial(sister.checkpoints)
+                        remove_partial(sister.logs)
+
+
+@contextmanager
+def open_run(root: Path, resumed: Path | None, ranks: Ranks) -> Iterator[Run]:
+    """The run that the resumed checkpoint lies in, or a new one; rank 0 is its only writer."""
+    run = ranks.from_first(lambda: run_for(root, resumed))
+    if ranks.first:
+        run.sweep()
+    print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
+    with ranks.alone(only_writer(run.checkpoints)):
+        yield run
 
 
 def new_run(root: Path) -> Run:
@@ -73,25 +119,25 @@ def run_at(root: Path, number: int) -> Run:
 
 
 def run_for(root: Path, resumed: Path | None) -> Run:
-    """The run that the resumed checkpoint lies in; else, also for somebody's copy, a new one."""
+    """The run that the resumed checkpoint lies in; a new one for a copied file, and without one."""
     return run_of(resumed) if resumed and is_in_run(resumed) else new_run(root)
 
 
-def is_in_run(checkpoint: Path) -> bool:
-    """Whether this checkpoint file lies in the folder of a run; else it is somebody's copy."""
-    folder = checkpoint.resolve().parent
+def is_in_run(path: Path) -> bool:
+    """Whether this checkpoint file lies in the folder of a run, or was copied elsewhere."""
+    folder = path.resolve().parent
     return folder.parent.name == "checkpoints" and bool(re.fullmatch(r"version_\d+", folder.name))
 
 
-def run_of(checkpoint: Path) -> Run:
+def run_of(path: Path) -> Run:
     """The run that wrote this checkpoint file."""
-    folder = checkpoint.resolve().parent
+    folder = path.resolve().parent
     return Run(folder.parent.parent / "Inference" / folder.name, folder)
 
 
-def logs_of(checkpoint: Path) -> Path:
-    """Where what is made with a checkpoint goes: its run's logs; beside it, if it is a copy."""
-    return run_of(checkpoint).logs if is_in_run(checkpoint) else checkpoint.resolve().parent
+def logs_of(path: Path) -> Path:
+    """The folder for outputs made from a checkpoint: its run's logs; beside it, if it is a copy."""
+    return run_of(path).logs if is_in_run(path) else path.resolve().parent
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

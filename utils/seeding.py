@@ -1,7 +1,7 @@
-"""Randomness as a function: every draw is keyed by what it is for, and no state is kept.
+"""Stateless randomness: every random number is keyed by (seed, purpose, index).
 
-The same (seed, purpose, index) always gives the same numbers. So a resumed run repeats an unbroken
-one bit for bit, and drawing previews or evaluating cannot disturb training.
+So a resumed run repeats an unbroken one bit for bit, and neither previews nor evaluation affect
+training.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 
 def mix(*keys: int | str) -> int:
-    """A 63-bit hash of the keys. Unlike ``seed + step``, no two purposes ever meet."""
+    """A 63-bit hash of the keys; unlike ``seed + step``, different purposes never share a key."""
     digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -32,8 +32,8 @@ def image_noise(
 ) -> Callable[[], Tensor]:
     """A source of standard normal noise (B, C, H, W) in which image i has its own stream.
 
-    Stream i depends on (seed, i) alone, not on the batch it is drawn in, and as it is drawn on the
-    CPU it is the same on every device.
+    Stream i depends on (seed, i) alone, not on the batch, and is generated on the CPU: it is the
+    same on every device.
     """
     streams = [generator("cpu", seed, "image", i) for i in indices]
 

@@ -1,19 +1,20 @@
-"""The loss on a fixed grid of (test image, t, noise): the same weights, the same number."""
+"""The held-out loss, on a fixed grid of (test image, t, noise): same weights, same number."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
+from diffusion.samplers import LabeledModel
 
-CHUNK = 256  # images at once
+CHUNK = 256  # images per network evaluation
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Test images x_0 (N, C, H, W) and labels y (N,), each with its t (N,) and its noise."""
+    """Test images x_0 (N, C, H, W) with labels y (N,), each with its t (N,) and its noise."""
 
     x_0: Tensor
     y: Tensor
@@ -21,18 +22,16 @@ class HeldOut:
     noise: Tensor
 
     @classmethod
-    def of(cls, x_0: Tensor, y: Tensor, diffusion: GaussianDiffusion) -> "HeldOut":
-        """t even from first_timestep to T, noise from a seed of its own, drawn on the CPU."""
+    def of(cls, x_0: Tensor, y: Tensor, diffusion: GaussianDiffusion) -> Self:
+        """t evenly from first_timestep to T, noise from a fixed seed, generated on the CPU."""
         t = torch.linspace(diffusion.first_timestep, diffusion.timesteps, len(x_0)).round().long()
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
         return cls(x_0, y, t.to(x_0.device), noise.to(x_0.device))
 
 
 @torch.no_grad()
-def held_out_losses(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], diffusion: GaussianDiffusion, grid: HeldOut
-) -> Tensor:
-    """The loss of every point of the grid (N,), in the order of t; model(x, t, y)."""
+def held_out_losses(model: LabeledModel, diffusion: GaussianDiffusion, grid: HeldOut) -> Tensor:
+    """The training loss at every point of the grid (N,), in the order of t; model(x, t, y)."""
     losses = []
     for i in range(0, len(grid.t), CHUNK):
         x_0, y, t, noise = (part[i : i + CHUNK] for part in (grid.x_0, grid.y, grid.t, grid.noise))

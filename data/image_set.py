@@ -1,4 +1,4 @@
-"""The two kinds of image sets, which differ in where their images are.
+"""Image sets: one interface, two places for the pixels.
 
 A set has ``name``, ``image_shape`` (C, H, W), ``num_classes``, ``source`` (a line that says where
 it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batches(indices, size)``.
@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import ReadError
+from utils.distributed import share
+from utils.images import normalize
 
-MOST_WORKERS = 8
-Share = tuple[int, int]  # (rank, world): of every batch the rank-th of so many nearly equal parts
-ALL: Share = (0, 1)
+MAX_WORKERS = 8
+Part = tuple[int, int]  # (rank, world): of every batch the rows of this rank
+WHOLE: Part = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,16 @@ class TensorSet:
         return len(self.images)
 
     def to(self, device: torch.device) -> Self:
-        """The set in the memory of the device; moved once, then no batch has to be."""
+        """The set in the memory of the device; moved once, so that no batch has to be."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def batches(
-        self, indices: Tensor, batch_size: int, share: Share = ALL
+        self, indices: Tensor, batch_size: int, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """x_0 (B, C, H, W) float32 in [-1, 1] and y (B,) int64, in the order of the indices."""
-        for batch in parts(indices.to(self.images.device), batch_size, share):
-            yield normalize(self.images[batch]), self.labels[batch]
+        for batch in indices.to(self.images.device).split(batch_size):
+            rows = share(batch, *part)
+            yield normalize(self.images[rows]), self.labels[rows]
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,19 @@ class StreamSet:
         return replace(self, device=device)
 
     def batches(
-        self, indices: Tensor, batch_size: int, share: Share = ALL
+        self, indices: Tensor, batch_size: int, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """x_0 (B, C, H, W) float32 in [-1, 1] and y (B,) int64, in the order of the indices."""
+        """x_0 (B, C, H, W) float32 in [-1, 1] and y (B,) int64, in the order of the indices.
+
+        Raises ReadError where an image cannot be read.
+        """
         loader = DataLoader(
             self.images,
-            batch_sampler=[part.tolist() for part in parts(indices, batch_size, share)],
+            batch_sampler=[share(batch, *part).tolist() for batch in indices.split(batch_size)],
             collate_fn=self.collate,
-            num_workers=workers(),
+            num_workers=num_workers(),
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # or each loader would draw from the global one
+            generator=torch.Generator(),  # without it, each loader draws from the global one
             worker_init_fn=ignore_interrupts,
         )
         try:
@@ -100,11 +106,14 @@ class StreamSet:
                     labels.to(self.device, non_blocking=True),
                 )
         except (OSError, RuntimeError) as e:
-            reason = str(e).strip().splitlines()[-1:]  # of the worker's trace, its end
-            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from e
+            reason = str(e).strip().splitlines()[-1:]  # the last line of the worker's traceback
+            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from e.with_traceback(None)
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,); B is 0 where a last batch is too small to share."""
+        """Images (B, C, H, W) and labels (B,); B is 0 where the last batch has no row for a rank.
+
+        torch's default_collate raises IndexError for an empty batch.
+        """
         images = torch.empty(len(samples), *self.image_shape, dtype=torch.uint8)
         for row, (image, _) in zip(images, samples, strict=True):
             row.copy_(image)
@@ -114,17 +123,11 @@ class StreamSet:
 ImageSet = TensorSet | StreamSet
 
 
-def parts(indices: Tensor, batch_size: int, share: Share) -> list[Tensor]:
-    """Of every batch the part that belongs to this rank; the first ranks have the larger ones."""
-    rank, world = share
-    return [batch.tensor_split(world)[rank] for batch in indices.split(batch_size)]
-
-
 @contextmanager
 def deaths_of_workers() -> Iterator[None]:
-    """Within it the death of a worker process is a ReadError, wherever the program then is.
+    """Turn the RuntimeError that a dying DataLoader worker raises into a ReadError.
 
-    torch tells of it from a signal handler, in the middle of whatever is being computed.
+    torch raises it from a signal handler, in the middle of whatever is being computed.
     """
     try:
         yield
@@ -134,26 +137,21 @@ def deaths_of_workers() -> Iterator[None]:
         raise ReadError(f"cannot read images: {str(e).strip().splitlines()[0]}") from e
 
 
-def workers() -> int:
-    """One a core, shared among the processes of this machine."""
+def num_workers() -> int:
+    """One worker process per core, shared among the ranks of this machine."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(cores, MOST_WORKERS))
+    return max(1, min(cores, MAX_WORKERS))
 
 
 def ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C, and torchrun's SIGTERM, go to every process, but it is the main one that decides."""
+    """Ctrl-C and torchrun's SIGTERM reach every process; the main process alone acts on them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def end_workers() -> None:
-    """After an error that nobody caught: Python would ask them by SIGTERM, and wait for ever."""
+    """Kill the workers that an uncaught error leaves: they ignore the SIGTERM that Python sends."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
-
-
-def normalize(images: Tensor) -> Tensor:
-    """0 ... 255 -> [-1, 1], ends included."""
-    return images.float() / 127.5 - 1

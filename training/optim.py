@@ -1,4 +1,4 @@
-"""Optimization: Muon in Gram form, the learning-rate plan, the average of the weights."""
+"""Optimizers (AdamW; Muon in Gram form) and the learning-rate schedule."""
 
 import math
 from collections import defaultdict
@@ -8,7 +8,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from utils.devices import full_float32
 
@@ -118,8 +117,8 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The learning rate of every step, fixed once for a run: a function, not a state."""
+class LRSchedule:
+    """Warm-up, then decay to the last step: a pure function of the step."""
 
     total_steps: int
     warmup_steps: int
@@ -127,7 +126,7 @@ class Plan:
 
     @classmethod
     def over(cls, total_steps: int, warmup_steps: int, decay: str) -> Self:
-        """A plan whose warm-up is at most a tenth of it."""
+        """A schedule whose warm-up takes at most a tenth of it."""
         return cls(total_steps, min(warmup_steps, total_steps // 10), decay)
 
     def factor(self, step: int) -> float:
@@ -136,25 +135,3 @@ class Plan:
             return step / self.warmup_steps
         falling = self.total_steps + 1 - self.warmup_steps
         return DECAYS[self.decay]((step - self.warmup_steps) / falling)
-
-
-class PowerAverage(AveragedModel):
-    """The network that is sampled from: a running average of the weights, without gradients.
-
-    Power-function average (Karras et al. 2024, Eq. 127): after n updates the decay is
-    (1 - 1/n)^(power + 1), capped at ``max_decay``, so it forgets the start by itself and its
-    length grows with the run. max_decay = 0 follows the model without averaging.
-    """
-
-    def __init__(self, model: nn.Module, power: float, max_decay: float) -> None:
-        super().__init__(model)
-        self.power, self.max_decay = power, max_decay
-        self.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """As the base class does it, but for its copy of n on the device, which is waited for."""
-        self.n_averaged += 1
-        decay = min(self.max_decay, (1 - 1 / int(self.n_averaged)) ** (self.power + 1))
-        averages, weights = list(self.module.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -1,12 +1,11 @@
-"""How far one set of images is from another, from their features: rows of (N, D)."""
+"""Distances between sets of images, from their features: rows of (N, D)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 CHUNK = 2**24  # distances held at once
-COPIES, CLOSER = 0.01, 0.2  # shares from which on samples are called copies
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -73,32 +72,3 @@ def squared_distances(points: Tensor, reference: Tensor) -> Iterator[Tensor]:
 def histogram(labels: Tensor, classes: int) -> list[float]:
     """The share of each class, (classes,)."""
     return (torch.bincount(labels, minlength=classes).double() / len(labels)).tolist()
-
-
-def closeness(samples: Tensor, fresh: Tensor) -> dict[str, float]:
-    """Distances to the nearest training image, (N,): of samples against those of fresh images.
-
-    Medians and first percentiles, their ratios, and two shares: ``closer``, of samples nearer than
-    the nearest hundredth of the fresh images (1 % where they are alike), and ``copies``, of
-    samples within half of that.
-    """
-    samples, fresh = samples.double(), fresh.double()
-    near = fresh.quantile(0.01)
-    return {
-        "median": samples.median().item(),
-        "fresh_median": fresh.median().item(),
-        "median_ratio": (samples.median() / fresh.median()).item(),
-        "percentile_1": samples.quantile(0.01).item(),
-        "fresh_percentile_1": near.item(),
-        "closer": (samples < near).double().mean().item(),
-        "copies": (samples < near / 2).double().mean().item(),
-    }
-
-
-def verdict(of_pixels: Mapping[str, float]) -> str:
-    """What the distances in pixels say of memorisation, in a line."""
-    if of_pixels["copies"] > COPIES or of_pixels["closer"] > CLOSER:
-        return "copies training images"
-    if of_pixels["closer"] > CLOSER / 4:
-        return "nearer to the training images than fresh ones are: look at the pairs"
-    return "no sign of memorisation"

@@ -1,10 +1,12 @@
-"""Figures as text."""
+"""Numbers as text."""
 
 from collections.abc import Mapping
 
+Row = dict[str, float]
+
 
 def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Names down, figures across, to four digits; a dash where a row lacks a column."""
+    """A row per name, numbers to four digits; a dash where a row lacks a column."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     first = max(len(name) for name in rows)
     widths = [max(8, len(column)) + 2 for column in columns]

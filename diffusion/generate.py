@@ -1,0 +1,86 @@
+"""Sampling with a trained network: images by index, from keyed noise, in batches."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import GaussianDiffusion
+from diffusion.samplers import LabeledModel, Sampler, uniform_grid
+from utils.seeding import image_noise
+
+
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A denoising network with its process.
+
+    network(x_t, t, y) predicts in the parameterization of ``diffusion``. image_shape: (C, H, W).
+    num_classes: K labels 0 ... K - 1, and K for "no class"; 0: unconditional.
+    """
+
+    network: LabeledModel
+    diffusion: GaussianDiffusion
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def states(
+        self,
+        sampler: Sampler,
+        indices: Sequence[int],
+        labels: Tensor | None,
+        seed: int = 0,
+        start: int | None = None,
+        x: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """x_T, ..., x_0 of these images, each (B, C, H, W); labels (B,) or None.
+
+        Image i depends on (seed, i) and its label alone, not on the batch it is drawn in. x: the
+        state at ``start`` to begin with, not noise at T. Raises ValueError as uniform_grid does.
+        """
+        grid = uniform_grid(self.diffusion, sampler.steps, start)
+        randn = image_noise(seed, indices, self.image_shape, self.diffusion.device)
+        network = sampler.guide(self.network, labels, self.num_classes, self.diffusion)
+        x = randn() if x is None else x
+        yield x
+        yield from sampler(network, self.diffusion, x, grid, randn)
+
+
+def ignore(_images: int) -> None:
+    """No progress is shown."""
+
+
+@torch.no_grad()
+def generate(
+    model: DiffusionModel,
+    sampler: Sampler,
+    indices: Sequence[int],
+    labels: Tensor | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 100,
+    keep: Collection[int] = (),
+    progress: Callable[[int], object] = ignore,
+    start: int | None = None,
+    x: Tensor | None = None,
+) -> list[Tensor]:
+    """Draw images in batches: [x_0], or the states in ``keep``; each (N, C, H, W), on the CPU.
+
+    indices (N,), labels (N,) or None, x (N, C, H, W) or None are those of DiffusionModel.states.
+    State 0 is x_T, state ``sampler.steps`` is x_0. progress is called after every step, with the
+    size of the batch.
+    """
+    device, batches = model.diffusion.device, []
+    keep = keep or {sampler.steps}
+    for n in torch.arange(len(indices)).split(batch_size):
+        y = None if labels is None else labels[n].to(device)
+        state = None if x is None else x[n].to(device)
+        batch = [int(indices[i]) for i in n]
+        kept = []
+        for step, x_t in enumerate(model.states(sampler, batch, y, seed, start, state)):
+            if step:
+                progress(len(n))
+            if step in keep:
+                kept.append(x_t.cpu())
+        batches.append(kept)
+    return [torch.cat(states) for states in zip(*batches, strict=True)]

@@ -1,0 +1,1 @@
+"""How good a trained model is: features, scores, memorization, likelihood."""

@@ -1,0 +1,1 @@
+"""The parts of train.py: set-up, state, schedule, validation, logging, resuming."""

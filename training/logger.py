@@ -1,0 +1,196 @@
+"""Logging: TensorBoard curves and images, a progress bar, lines on the console."""
+
+import math
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.summary import layers, markdown
+from training.clock import Clock
+from training.nonfinite import StepResult
+from training.state import TrainState
+from utils import checkpoint, images, runs
+from utils.process import StopSignal
+from utils.runs import Run
+
+WRITING_THREAD = "tensorboard.summary.writer.event_file_writer"  # the module of its class
+
+
+class Logger:
+    """Logs of one run. Rank 0 alone writes, but all ranks must call: losses are averaged over them.
+
+    Per-step values stay on the device until ``write_steps``, as reading one back synchronizes.
+    """
+
+    def __init__(self, run: Run, state: TrainState) -> None:
+        self.run, self.state = run, state
+        self.writer = Writer(run.logs, state.step + 1, silent=not state.ranks.first)
+        self.bar: tqdm | None = None
+        self.steps: list[int] = []
+        self.values: dict[str, list[Any]] = {}
+
+    def __enter__(self) -> Self:
+        self.writer.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.__exit__(*error)
+
+    def write_config(self) -> None:
+        """The configuration as a file; rewritten after a resume, which may have changed it."""
+        runs.write_json(self.run.logs / "config.json", asdict(self.state.config))
+
+    def start(self, source: str) -> None:
+        """Of a new run: its configuration and environment, as text and as a file."""
+        config = asdict(self.state.config)
+        environment = {**runs.environment(self.state.device), "data": source}
+        runs.write_json(self.run.logs / "environment.json", environment)
+        for title, rows in {**config, "environment": environment}.items():
+            table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+            self.writer.add_text(title, f"| | |\n|---|---|\n{table}", 0)
+        model = self.state.ema.module  # the EMA's copy is never compiled
+        table = markdown(layers(model, self.state.config.image_shape))
+        self.writer.add_text("layers", table, 0)
+
+    def progress_bar(self) -> tqdm:
+        """Of this epoch; silent without a terminal, and on all ranks but the first."""
+        per_epoch = self.state.epochs.steps
+        self.bar = tqdm(
+            total=per_epoch,
+            initial=self.state.step % per_epoch,
+            desc=self.title(),
+            disable=self.state.ranks.no_bar,
+            dynamic_ncols=True,
+        )
+        return self.bar
+
+    def title(self) -> str:
+        """Called before the first step of an epoch, or within it."""
+        schedule, per_epoch = self.state.schedule, self.state.epochs.steps
+        epochs = math.ceil(schedule.total_steps / per_epoch) if schedule else "?"
+        return f"Train :: Epoch: {self.state.step // per_epoch + 1}/{epochs}"
+
+    def add_step(self, result: StepResult) -> None:
+        """Note a step; nothing is read back from the device."""
+        self.steps.append(self.state.step)
+        noted = {"loss": result.loss, "gradient_norm": result.grad_norm, "lr": self.state.lr}
+        for name, value in noted.items():
+            self.values.setdefault(name, []).append(value)
+        quartile = (result.t - 1) * 4 // self.state.diffusion.timesteps
+        finite = result.losses.isfinite()
+        rows = torch.stack([result.losses.where(finite, 0), finite.to(result.losses.dtype)], dim=1)
+        self.state.loss_by_quartile.index_add_(0, quartile, rows)
+        self.bar.update()
+
+    def write_steps(self, clock: Clock) -> None:
+        """Write the steps noted since the last call, and the throughput."""
+        steps, ranks = self.steps, self.state.ranks
+        values = {
+            name: ranks.mean(torch.stack(own)).tolist() if isinstance(own[0], Tensor) else own
+            for name, own in self.values.items()
+        }
+        for name, own in values.items():
+            for step, value in zip(steps, own, strict=True):
+                self.writer.add_scalar(f"train/{name}", value, step)
+        speed = len(steps) * self.state.config.train.batch_size / clock.lap()
+        self.writer.add_scalar("train/images_per_s", speed, steps[-1])
+        norms = zip(steps, values["gradient_norm"], strict=True)
+        skipped = [str(step) for step, norm in norms if not math.isfinite(norm)]
+        if skipped and ranks.first:
+            print(f"train.py: not finite, so skipped: step {', '.join(skipped)}", file=sys.stderr)
+        self.bar.set_postfix_str(f"Loss: {sum(values['loss']) / len(steps):.4f}")
+        self.steps, self.values = [], {}
+
+    def write_quartiles(self, epoch_finished: bool) -> None:
+        """The mean loss of each quarter of 1 ... T, over the epoch and all ranks."""
+        sums, ranks = self.state.loss_by_quartile, self.state.ranks
+        for q, (total, count) in enumerate(ranks.sum(sums).tolist(), start=1):
+            if epoch_finished and count:
+                self.writer.add_scalar(f"loss_by_t/quartile_{q}", total / count, self.state.step)
+        if epoch_finished or not ranks.first:
+            sums.zero_()
+
+    def write_validation(self, loss: float, samples: list[Tensor]) -> None:
+        """The held-out loss, a grid of samples, a strip of the reverse process."""
+        step = self.state.step
+        self.writer.add_scalar("held_out/loss", loss, step)
+        grid = images.grid(samples[-1])
+        self.writer.add_image("samples", grid, step)
+        self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
+        path = self.run.logs / f"samples_{step:08d}.png"
+        try:
+            images.save_png(grid, path)
+        except OSError as e:
+            print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
+        print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
+
+    def show_schedule(self, clock: Clock) -> None:
+        """Print the throughput, once it is known, and the time that is left."""
+        if not self.state.ranks.first:
+            return
+        left = self.state.schedule.total_steps - self.state.step
+        speed = self.state.epochs.batch_size / clock.step_seconds
+        minutes = left * clock.step_seconds / 60
+        self.bar.set_description_str(self.title())
+        self.bar.write(f"{speed:.0f} images/s: {left} more steps, about {minutes:.1f} minutes")
+
+    def goodbye(self, stop: StopSignal) -> int:
+        """Print the last step and the command that continues; the exit code."""
+        step = self.state.step
+        path = self.run.checkpoints / checkpoint.filename(step)
+        if stop.number and not self.state.finished:
+            print(f"Interrupted after step {step}; go on: python train.py --resume {path}")
+            return stop.exit_code
+        print(f"Done after step {step}; draw images: python sample.py --ckpt {path}")
+        return 0
+
+
+class Writer:
+    """SummaryWriter, whose failure costs the curves but not the run: one warning, then nothing.
+
+    purge_step: a resumed run repeats the steps after its checkpoint. TensorBoard then drops the
+    points of the interrupted process, provided that this one set a purge_step too.
+    """
+
+    def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # 0.1 s, that --dry-run can do without
+
+        self.folder, self.failed = folder, silent
+        self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
+
+    def attempt(self, action: Callable[..., Any], *values: object, **options: object) -> Any:
+        """Its result; None after a failure, now or earlier."""
+        if self.failed:
+            return None
+        try:
+            return action(*values, **options)
+        except Exception as e:  # TensorFlow's file layer, where installed, has classes of its own
+            self.failed = True
+            reason = e.strerror if isinstance(e, OSError) else e
+            print(f"warning: no more curves, cannot write {self.folder}: {reason}", file=sys.stderr)
+            return None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *values, **options: self.attempt(
+            lambda: getattr(self.writer, name)(*values, **options)
+        )
+
+    def __enter__(self) -> Self:
+        self.before, threading.excepthook = threading.excepthook, self.thread_failed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        threading.excepthook = self.before
+
+    def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Silence the traceback of the writing thread: the next call here gets the same error."""
+        if type(failure.thread).__module__ != WRITING_THREAD:
+            self.before(failure)

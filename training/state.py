@@ -1,0 +1,193 @@
+"""The state of a training run, and how its steps map onto epochs."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from config import Config, ConfigError, TrainConfig
+from data import ImageSet
+from diffusion import GaussianDiffusion, make_diffusion
+from models import PowerEMA, UNet, check_size
+from training.optim import OPTIMIZERS, LRSchedule
+from training.resume import Resumed
+from utils import checkpoint
+from utils.checkpoint import CheckpointError
+from utils.distributed import Ranks
+from utils.seeding import mix, permutation
+
+COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How the global steps 1, 2, ... are divided into epochs."""
+
+    images: int
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch; the last batch may be smaller."""
+        return math.ceil(self.images / self.batch_size)
+
+    def limit(self, c: TrainConfig) -> float:
+        """The smaller of --epochs and --max-steps, in steps; infinite if both are 0."""
+        return min(filter(None, (c.epochs * self.steps, c.max_steps)), default=math.inf)
+
+    def global_batch(self, step: int) -> int:
+        """Images in the batch of this step, over all ranks."""
+        done = (step - 1) % self.steps * self.batch_size
+        return min(self.batch_size, self.images - done)
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step reads or updates."""
+
+    config: Config
+    diffusion: GaussianDiffusion
+    model: UNet
+    network: nn.Module  # the model as the step calls it: wrapped in DDP if there are several ranks
+    ema: PowerEMA
+    optimizers: list[torch.optim.Optimizer]
+    epochs: Epochs
+    ranks: Ranks
+    schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
+    step: int = 0
+    best: dict[str, float] | None = None  # step and loss of the lowest validation loss
+    changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # updates in a row
+    saved: Path | None = None  # the newest checkpoint
+    loss_by_quartile: Tensor = field(default_factory=lambda: torch.zeros(4, 2))  # sum and count
+
+    @classmethod
+    def create(
+        cls,
+        config: Config,
+        images: int,
+        device: torch.device,
+        ranks: Ranks,
+        resumed: Resumed | None,
+    ) -> Self:
+        """New, or as the checkpoint has it."""
+        c = config.train
+        model, diffusion = build(config)
+        model, diffusion = model.to(device), diffusion.to(device)
+        optimizers = OPTIMIZERS[c.optimizer](model, c.lr, c.weight_decay)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        ema, epochs = PowerEMA(model, c.ema_power, c.ema_decay), Epochs(images, c.batch_size)
+        state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks)
+        state.skipped = state.skipped.to(device)
+        state.loss_by_quartile = state.loss_by_quartile.to(device)
+        if not c.max_minutes:
+            state.schedule = LRSchedule.over(epochs.limit(c), c.warmup_steps, c.decay)
+        if resumed:
+            state.load(resumed)
+        model.checkpoint_activations = c.checkpoint_activations
+        if compiles(c, device, state.schedule and state.schedule.total_steps - state.step):
+            model.compile(dynamic=False)  # in place, so that the keys of its state_dict stay
+        state.network = ranks.wrap(model)
+        return state
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion.device
+
+    @property
+    def finished(self) -> bool:
+        limit = self.epochs.limit(self.config.train)
+        return self.step >= (self.schedule.total_steps if self.schedule else limit)
+
+    @property
+    def epoch_finished(self) -> bool:
+        return self.finished or self.step % self.epochs.steps == 0
+
+    @property
+    def lr(self) -> float:
+        """AdamW's learning rate."""
+        return self.optimizers[-1].param_groups[0]["lr"]
+
+    def set_lr(self) -> None:
+        """The learning rates of this step; until the schedule is known, its warm-up."""
+        factor = min(1.0, self.step / max(1, self.config.train.warmup_steps))
+        if self.schedule:
+            factor = self.schedule.factor(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def batches(
+        self, train_set: ImageSet, most: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of the batches that are left of the epoch, or of the next few."""
+        epoch, done = divmod(self.step, self.epochs.steps)
+        order = permutation(len(train_set), self.config.train.seed, epoch)
+        batch_size = self.config.train.batch_size
+        left = order[done * batch_size :][: most and most * batch_size]
+        return train_set.batches(left, batch_size, self.ranks.share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "scheduler": self.schedule and asdict(self.schedule),
+            "best": self.best,
+            "changes": self.changes,
+            "x0_error": self.diffusion.x0_error if self.epoch_finished else None,  # else stale
+            "by_quarter": self.loss_by_quartile,
+            "epoch": self.step // self.epochs.steps,
+            "config": asdict(self.config),
+        }
+
+    def load(self, resumed: Resumed) -> None:
+        """CheckpointError with the first differences where the checkpoint does not fit."""
+        path, ckpt = resumed.path, resumed.ckpt
+        for name, module in (("model", self.model), ("ema", self.ema)):
+            checkpoint.check_fits(path, name, ckpt[name], module.state_dict())
+            module.load_state_dict(ckpt[name])
+        try:
+            for optimizer, saved in zip(self.optimizers, ckpt["optimizer"], strict=True):
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e
+        self.step, self.best, self.saved = ckpt["step"], ckpt["best"], path
+        self.changes = list(ckpt.get("changes", []))
+        if self.ranks.first:
+            self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
+        if ckpt["scheduler"] and not resumed.reschedule:
+            self.schedule = LRSchedule(**ckpt["scheduler"])
+
+
+def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:
+    """The initialized network and the process. ConfigError for a combination that cannot be."""
+    try:
+        diffusion = make_diffusion(**asdict(config.diffusion))
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(mix(config.train.seed, "weights"))
+            model = UNet(**asdict(config.model))
+        check_size([config.data.image_size] * 2, model.size_multiple)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return model.to(memory_format=torch.channels_last), diffusion
+
+
+def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:
+    """Whether to compile the network, with so many steps ahead (None: not known yet).
+
+    On a CPU compilation takes one to three minutes and gains at most a tenth, so auto compiles on
+    CUDA only, and only if at least COMPILE_STEPS or COMPILE_MINUTES are ahead.
+    """
+    if c.compile != "auto":
+        return c.compile == "on"
+    long = c.max_minutes >= COMPILE_MINUTES if ahead is None else ahead >= COMPILE_STEPS
+    return device.type == "cuda" and long
