@@ -15,10 +15,17 @@ import torch
 from gaussian_world import GaussianWorld
 from torch.distributions import Normal
 
-from diffusion import GaussianDiffusion, last_variances, make_alphas, x0_errors
-from diffusion import likelihood as module
-from diffusion.likelihood import bounds, discretised_nll, fit_variance
-from diffusion.samplers import VARIANCES, ddpm
+from diffusion import (
+    VARIANCES,
+    GaussianDiffusion,
+    bounds,
+    last_variances,
+    make_alphas,
+    uniform_grid,
+    x0_errors,
+)
+from diffusion.likelihood import CHUNK, discretised_nll, estimate, fit_variance
+from diffusion.samplers import ddpm
 
 M, S = 0.3, 0.1
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -79,7 +86,7 @@ def test_a_prior_that_x_T_does_not_reach_costs_what_it_says():
     """A short schedule, stopped early: L_T is no longer negligible, and the sum is still right."""
     diffusion = GaussianDiffusion(make_alphas("linear", 1000)[:300], prediction="eps")
     diffusion.x0_error = unknown(diffusion)
-    found = bound(diffusion, 30, draws=30)["optimal"]
+    found = bound(diffusion, 30, terms=30)["optimal"]
     assert found["prior"] > 0.05
     assert found["total"] == pytest.approx(true_bits(diffusion), abs=3 * found["se"] + 0.003)
 
@@ -100,7 +107,7 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
     for T in (10, 100, 1000):
         diffusion = process(T=T)
         diffusion.x0_error = unknown(diffusion)
-        found = bound(diffusion, T, draws=64)["beta"]
+        found = bound(diffusion, T, terms=64)["beta"]
         excess.append(found["total"] - true_bits(diffusion))
     assert excess[0] > 0.5
     assert excess[0] > 3 * excess[1] > 9 * excess[2]
@@ -108,20 +115,20 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_the_drawn_terms_are_those_of_all_on_average(first):
+def test_sampled_terms_have_the_mean_of_all_terms(first):
     diffusion = process(T=60, first_timestep=first)
     diffusion.x0_error = unknown(diffusion)
     steps = 60 - first + 1
-    some, every = bound(diffusion, steps, draws=4), bound(diffusion, steps, draws=60)
+    some, every = bound(diffusion, steps, terms=4), bound(diffusion, steps, terms=60)
     for name in VARIANCES:
         error = 3 * math.hypot(some[name]["se"], every[name]["se"])
         assert some[name]["kl"] == pytest.approx(every[name]["kl"], abs=error)
-    assert some["optimal"]["se"] > every["optimal"]["se"]  # drawing costs accuracy
+    assert some["optimal"]["se"] > every["optimal"]["se"]  # sampling costs accuracy
     assert some["optimal"]["kl"] != every["optimal"]["kl"]
 
 
 class Imperfect:
-    """Of two kinds of images, sees one as grey: a network that is wrong by more than noise."""
+    """Of two kinds of images, halves one: a network that is wrong by more than noise."""
 
     def __init__(self, diffusion):
         self.right = GaussianWorld(diffusion, M, S)
@@ -141,7 +148,7 @@ def test_the_optimal_variance_never_has_a_worse_bound(schedule, steps):
     diffusion.x0_error = x0_errors(model, diffusion, x, y)
     last = last_variances(model, diffusion, x, y, steps)
     found = {
-        k: v.summary() for k, v in bounds(model, diffusion, x, y, steps, last, draws=99).items()
+        k: v.summary() for k, v in bounds(model, diffusion, x, y, steps, last, terms=99).items()
     }
     assert found["optimal"]["total"] <= min(found[k]["total"] for k in ("posterior", "beta")) + 1e-3
 
@@ -173,11 +180,11 @@ def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(step
     def randn():
         return torch.randn(40_000, 1, generator=g)
 
-    t = module.uniform_grid(diffusion, steps)[-2]
+    grid = uniform_grid(diffusion, steps)
     spread = {}
     for variance in VARIANCES:
-        walk = ddpm(world, diffusion, randn(), steps, randn, clip=False, variance=variance)
-        spread[variance] = list(walk)[-2].std() / world.std(t)
+        states = ddpm(world, diffusion, randn(), grid, randn, clip=False, variance=variance)
+        spread[variance] = list(states)[-2].std() / world.std(grid[-2])
     assert spread["optimal"] == pytest.approx(1, abs=0.015)
     assert spread["posterior"] < 0.985 or steps == 2
 
@@ -212,11 +219,15 @@ def test_the_fitted_variance_is_that_of_the_errors():
         assert fitted.sqrt().item() == pytest.approx(sigma, rel=0.03)
 
 
-def test_the_chunks_do_not_matter(monkeypatch):
-    diffusion = process()
-    diffusion.x0_error = unknown(diffusion)
-    whole = bound(diffusion, 20)
-    monkeypatch.setattr(module, "CHUNK", 7)
-    parts = bound(diffusion, 20)
-    for name in VARIANCES:
-        assert parts[name] == pytest.approx(whole[name])
+def test_estimates_do_not_depend_on_the_chunks():
+    """Of 500 images: two chunks, each with its own t, labels and noise."""
+    diffusion, (x_0, _) = process(prediction="v"), images(500)
+    model, y = Imperfect(diffusion), torch.arange(500) % 2
+    t = torch.arange(500) % 200 + 1
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(4))
+    x_t = diffusion.q_sample(x_0, t, noise)
+    at_once = diffusion.predict_x0(model(x_t, t, y), x_t, t)
+    assert len(x_0) > CHUNK
+    torch.testing.assert_close(estimate(model, diffusion, x_0, y, t, noise, False), at_once)
+    swapped = estimate(model, diffusion, x_0, 1 - y, t, noise, False)
+    assert not torch.allclose(swapped, at_once)  # control

@@ -34,13 +34,17 @@ class Args:
 def parse_args(argv: list[str] | None, description: str) -> Args:
     """The preset, or the resumed run's configuration, with the typed flags on top; checked."""
     parser = Parser(prog="train.py", description=description)
-    parser.add_argument("--preset", choices=PRESETS, help="what the flags amend [mnist]")
+    parser.add_argument("--preset", choices=PRESETS, help="settings to start from [mnist]")
     parser.add_argument("--resume", metavar="PATH", help="checkpoint or version folder, or auto")
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
-    parser.add_argument("--prove-resume", action="store_true", help="kill, resume, compare; exit")
-    parser.add_argument("--replay", type=int, metavar="STEP", help="run it again after --resume")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, layers, data; exit")
+    parser.add_argument(
+        "--prove-resume", action="store_true", help="train, kill, resume, compare; exit"
+    )
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP", help="with --resume: compute it again; exit"
+    )
     own, typed = parser.parse(argv, list(vars(PRESETS["mnist"]).values()))
     if own["preset"] and own["resume"]:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
@@ -145,7 +149,10 @@ SUBSTITUTE = """
 
 def describe(state: TrainState, train_set: ImageSet) -> str:
     """What --dry-run prints: settings, layers, data, device."""
-    settings = [f"{flag(f.name):26}{shown(value)}" for f, _, value in state.config.options()]
+    settings = [
+        f"{flag(f.name) if f.metadata['typed'] else f.name:26}{shown(value)}"
+        for f, _, value in state.config.options()
+    ]
     rows = layers(state.ema.module, train_set.image_shape)  # the EMA's copy is never compiled
     return "\n".join(
         [
