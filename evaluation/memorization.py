@@ -9,7 +9,7 @@ from torch import Tensor
 from evaluation.features import Features
 from evaluation.metrics import nearest
 from evaluation.tables import Row, show
-from utils.images import grid, save_png
+from utils.images import grid, normalize, save_png
 
 PAIRS = 8  # of samples and training images, the closest, shown as a picture
 COPIES, CLOSER = 0.01, 0.2  # shares of samples from which on they are called copies
@@ -38,7 +38,7 @@ def memorization(
     found["verdict"] = verdict(found["pixels"])
     closest = distances.argsort()[:PAIRS]
     pairs = torch.cat([samples.source.images[closest], train.source.images[index[closest]]])
-    save_png(grid(pairs / 127.5 - 1, len(closest)), picture)
+    save_png(grid(normalize(pairs), len(closest)), picture)
     print(f"{found['verdict']}; the closest pairs: {picture}")
     return found
 
