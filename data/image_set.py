@@ -107,7 +107,8 @@ class StreamSet:
                 )
         except (OSError, RuntimeError) as e:
             reason = str(e).strip().splitlines()[-1:]  # the last line of the worker's traceback
-            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from e
+            cause = e.with_traceback(None)  # it would keep the loader and its workers alive
+            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from cause
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,); B is 0 where the last batch has no row for a rank.
