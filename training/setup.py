@@ -127,10 +127,10 @@ def load_data(args: Args) -> tuple[Config, ImageSet, ImageSet]:
         digits = config.override(dataset="digits")
         return load_data(replace(args, config=digits, may_substitute=False))
     classes = config.model.num_classes
-    if classes > train_set.num_classes:
+    if classes not in (-1, 0, train_set.num_classes):
         raise ConfigError(
-            f"--num-classes must be at most the {train_set.num_classes} of {train_set.name}, "
-            f"got {classes}"
+            f"--num-classes must be 0 (none) or -1 (all {train_set.num_classes} of "
+            f"{train_set.name}), got {classes}"
         )
     config = config.override(
         image_channels=train_set.image_shape[0],
