@@ -15,8 +15,14 @@ import torch
 from gaussian_world import GaussianWorld
 from torch.distributions import Normal
 
-from diffusion import GaussianDiffusion, last_variances, make_alphas, x0_errors
-from diffusion import likelihood as module
+from diffusion import (
+    GaussianDiffusion,
+    last_variances,
+    likelihood,
+    make_alphas,
+    uniform_grid,
+    x0_errors,
+)
 from diffusion.likelihood import bounds, discretised_nll, fit_variance
 from diffusion.samplers import VARIANCES, ddpm
 
@@ -79,7 +85,7 @@ def test_a_prior_that_x_T_does_not_reach_costs_what_it_says():
     """A short schedule, stopped early: L_T is no longer negligible, and the sum is still right."""
     diffusion = GaussianDiffusion(make_alphas("linear", 1000)[:300], prediction="eps")
     diffusion.x0_error = unknown(diffusion)
-    found = bound(diffusion, 30, draws=30)["optimal"]
+    found = bound(diffusion, 30, terms=30)["optimal"]
     assert found["prior"] > 0.05
     assert found["total"] == pytest.approx(true_bits(diffusion), abs=3 * found["se"] + 0.003)
 
@@ -100,7 +106,7 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
     for T in (10, 100, 1000):
         diffusion = process(T=T)
         diffusion.x0_error = unknown(diffusion)
-        found = bound(diffusion, T, draws=64)["beta"]
+        found = bound(diffusion, T, terms=64)["beta"]
         excess.append(found["total"] - true_bits(diffusion))
     assert excess[0] > 0.5
     assert excess[0] > 3 * excess[1] > 9 * excess[2]
@@ -112,7 +118,7 @@ def test_the_drawn_terms_are_those_of_all_on_average(first):
     diffusion = process(T=60, first_timestep=first)
     diffusion.x0_error = unknown(diffusion)
     steps = 60 - first + 1
-    some, every = bound(diffusion, steps, draws=4), bound(diffusion, steps, draws=60)
+    some, every = bound(diffusion, steps, terms=4), bound(diffusion, steps, terms=60)
     for name in VARIANCES:
         error = 3 * math.hypot(some[name]["se"], every[name]["se"])
         assert some[name]["kl"] == pytest.approx(every[name]["kl"], abs=error)
@@ -141,7 +147,7 @@ def test_the_optimal_variance_never_has_a_worse_bound(schedule, steps):
     diffusion.x0_error = x0_errors(model, diffusion, x, y)
     last = last_variances(model, diffusion, x, y, steps)
     found = {
-        k: v.summary() for k, v in bounds(model, diffusion, x, y, steps, last, draws=99).items()
+        k: v.summary() for k, v in bounds(model, diffusion, x, y, steps, last, terms=99).items()
     }
     assert found["optimal"]["total"] <= min(found[k]["total"] for k in ("posterior", "beta")) + 1e-3
 
@@ -173,11 +179,12 @@ def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(step
     def randn():
         return torch.randn(40_000, 1, generator=g)
 
-    t = module.uniform_grid(diffusion, steps)[-2]
+    grid = uniform_grid(diffusion, steps)
+    t = grid[-2]
     spread = {}
     for variance in VARIANCES:
-        walk = ddpm(world, diffusion, randn(), steps, randn, clip=False, variance=variance)
-        spread[variance] = list(walk)[-2].std() / world.std(t)
+        states = ddpm(world, diffusion, randn(), grid, randn, clip=False, variance=variance)
+        spread[variance] = list(states)[-2].std() / world.std(t)
     assert spread["optimal"] == pytest.approx(1, abs=0.015)
     assert spread["posterior"] < 0.985 or steps == 2
 
@@ -216,7 +223,7 @@ def test_the_chunks_do_not_matter(monkeypatch):
     diffusion = process()
     diffusion.x0_error = unknown(diffusion)
     whole = bound(diffusion, 20)
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(likelihood, "CHUNK", 7)
     parts = bound(diffusion, 20)
     for name in VARIANCES:
         assert parts[name] == pytest.approx(whole[name])

@@ -3,23 +3,24 @@
 import pytest
 import torch
 
-from diffusion import GaussianDiffusion, make_alphas
+from diffusion import GaussianDiffusion, make_alphas, uniform_grid
 from diffusion.samplers import ddim, ddpm
 
-diffusers = pytest.importorskip("diffusers")
 T = 1000
 PREDICTION = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}
 
 
 def theirs(kind, schedule="linear", prediction="eps", **options):
+    """A scheduler of diffusers; imported here, as that takes seconds."""
+    diffusers = pytest.importorskip("diffusers")
     name = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule]
-    return kind(T, beta_schedule=name, prediction_type=PREDICTION[prediction], **options)
+    return getattr(diffusers, kind)(T, beta_schedule=name, prediction_type=PREDICTION[prediction], **options)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_schedules_agree(schedule):
     ours = GaussianDiffusion(make_alphas(schedule, T)).alpha_bar[1:].float()
-    other = theirs(diffusers.DDPMScheduler, schedule).alphas_cumprod
+    other = theirs("DDPMScheduler", schedule).alphas_cumprod
     torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6)
 
 
@@ -27,7 +28,7 @@ def test_schedules_agree(schedule):
 @pytest.mark.parametrize("t", [1, 2, 500, 1000])
 def test_a_ddpm_step_agrees(prediction, t):
     ours = GaussianDiffusion(make_alphas("linear", T), prediction)
-    scheduler = theirs(diffusers.DDPMScheduler, "linear", prediction, variance_type="fixed_small")
+    scheduler = theirs("DDPMScheduler", "linear", prediction, variance_type="fixed_small")
     g = torch.Generator().manual_seed(0)
     x, output = torch.randn(2, 3, 1, 4, 4, generator=g)
     x_0 = ours.predict_x0(output, x, t).clamp(-1, 1)
@@ -41,7 +42,7 @@ def test_a_ddpm_step_agrees(prediction, t):
 
 def test_a_ddim_trajectory_agrees():
     diffusion = GaussianDiffusion(make_alphas("linear", T), "eps")
-    scheduler = theirs(diffusers.DDIMScheduler, timestep_spacing="trailing", set_alpha_to_one=True)
+    scheduler = theirs("DDIMScheduler", timestep_spacing="trailing", set_alpha_to_one=True)
     scheduler.set_timesteps(10)
     g = torch.Generator().manual_seed(0)
     x_T = torch.randn(3, 1, 4, 4, generator=g)
@@ -53,15 +54,15 @@ def test_a_ddim_trajectory_agrees():
     for index in scheduler.timesteps:
         output = network(x, torch.full((3,), int(index) + 1))
         x = scheduler.step(output, index, x, use_clipped_model_output=True).prev_sample
-    ours = list(ddim(network, diffusion, x_T, 10, torch.Tensor))[-1]
+    ours = list(ddim(network, diffusion, x_T, uniform_grid(diffusion, 10), torch.Tensor))[-1]
     torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
-    other = list(ddim(network, diffusion, x_T, 11, torch.Tensor))[-1]
+    other = list(ddim(network, diffusion, x_T, uniform_grid(diffusion, 11), torch.Tensor))[-1]
     assert not torch.allclose(other, x, rtol=1e-3, atol=1e-3)  # control
 
 
 def test_a_ddpm_chain_of_ten_steps_agrees():
     diffusion = GaussianDiffusion(make_alphas("linear", T), "eps")
-    scheduler = theirs(diffusers.DDPMScheduler, timestep_spacing="trailing")
+    scheduler = theirs("DDPMScheduler", timestep_spacing="trailing")
     scheduler.set_timesteps(10)
     g = torch.Generator().manual_seed(0)
     x_T = torch.randn(3, 1, 4, 4, generator=g)
@@ -73,7 +74,7 @@ def test_a_ddpm_chain_of_ten_steps_agrees():
         lambda x, _: 0.5 * torch.tanh(x),
         diffusion,
         x_T,
-        10,
+        uniform_grid(diffusion, 10),
         lambda: torch.randn(x_T.shape, generator=random),
     )
     torch.testing.assert_close(list(states)[-1], x, rtol=1e-3, atol=2e-3)

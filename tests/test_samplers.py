@@ -11,10 +11,10 @@ from diffusion import (
     PREDICTIONS,
     SAMPLERS,
     GaussianDiffusion,
+    Sampler,
     guided,
     last,
     make_alphas,
-    make_sampler,
     options_of,
 )
 from diffusion.samplers import ddim, ddpm, dpmpp, uniform_grid
@@ -57,7 +57,7 @@ def test_steps_are_even_in_t():
 def test_samplers_return_the_distribution(sampler, prediction):
     diffusion = process(1000, "linear", prediction=prediction)
     world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
-    x = last(SAMPLERS[sampler](world, diffusion, randn(), 1000, randn, clip=False))
+    x = last(SAMPLERS[sampler](world, diffusion, randn(), uniform_grid(diffusion, 1000), randn, clip=False))
     assert x.dtype == torch.float32
     assert x.mean().item() == pytest.approx(0.3, abs=0.004)
     assert x.std().item() == pytest.approx(0.1, abs=0.004)
@@ -71,7 +71,7 @@ def test_a_network_that_is_told_the_wrong_t_is_noticed():
     def late(x, t):
         return world(x, (t - 3).clamp(min=1))
 
-    x = last(ddpm(late, diffusion, randn(), 300, randn, clip=False))
+    x = last(ddpm(late, diffusion, randn(), uniform_grid(diffusion, 300), randn, clip=False))
     assert abs(x.std().item() - 0.1) > 0.004
 
 
@@ -86,7 +86,7 @@ def slope(sampler, counts, schedule):
     x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     errors = []
     for steps in counts:
-        states = list(sampler(world, diffusion, x_T, steps, silent, clip=False))
+        states = list(sampler(world, diffusion, x_T, uniform_grid(diffusion, steps), silent, clip=False))
         exact = world.flow(x_T, uniform_grid(diffusion, steps)[steps // 2])
         errors.append((states[steps // 2 - 1] - exact).abs().max().item())
     x, y = ([math.log(v) for v in values] for values in (counts, errors))
@@ -114,7 +114,7 @@ def test_the_second_order_pays_in_few_steps(schedule, steps):
     exact = world.flow(x_T, uniform_grid(diffusion, steps)[-2])
     errors = {}
     for sampler in (ddim, dpmpp):
-        states = list(sampler(world, diffusion, x_T, steps, silent, clip=False))
+        states = list(sampler(world, diffusion, x_T, uniform_grid(diffusion, steps), silent, clip=False))
         errors[sampler] = (states[-2] - exact).abs().max()
     assert errors[dpmpp] < 0.7 * errors[ddim]
 
@@ -124,7 +124,7 @@ def test_ddim_between_its_ends():
     diffusion = process(100, prediction="x0")
     x_T, noise = torch.randn(2, 4, 1, dtype=torch.float64)
     x_0, (t, s) = torch.full_like(x_T, 0.2), uniform_grid(diffusion, 10)[:2]
-    x = next(ddim(lambda *_: x_0, diffusion, x_T, 10, lambda: noise, eta=0.5))
+    x = next(ddim(lambda *_: x_0, diffusion, x_T, uniform_grid(diffusion, 10), lambda: noise, eta=0.5))
     bar_t, bar_s = diffusion.alpha_bar[t], diffusion.alpha_bar[s]
     sigma = 0.5 * ((1 - bar_s) / (1 - bar_t)).sqrt() * (1 - bar_t / bar_s).sqrt()  # Eq. 16
     eps = (x_T - bar_t.sqrt() * x_0) / (1 - bar_t).sqrt()
@@ -139,7 +139,7 @@ def test_ddim_with_eta_one_is_ddpm():
         runs = []
         for sampler in (ddpm, lambda *a, **k: ddim(*a, eta=1.0, **k), ddim):
             randn = noise_source((6, 1, 3, 3), dtype=torch.float64)
-            runs.append(last(sampler(world, diffusion, randn(), 20, randn, clip=clip)))
+            runs.append(last(sampler(world, diffusion, randn(), uniform_grid(diffusion, 20), randn, clip=clip)))
         torch.testing.assert_close(runs[0], runs[1])
         assert not torch.allclose(runs[0], runs[2], atol=1e-3)  # control: eta = 0
 
@@ -148,10 +148,10 @@ def test_ddim_with_eta_one_is_ddpm():
 def test_deterministic_samplers_draw_nothing(sampler):
     diffusion = process(100)
     x_T = torch.randn(4, 1)
-    for _ in sampler(GaussianWorld(diffusion), diffusion, x_T, 7, silent):
+    for _ in sampler(GaussianWorld(diffusion), diffusion, x_T, uniform_grid(diffusion, 7), silent):
         pass
     with pytest.raises(AssertionError, match="drew noise"):
-        last(ddpm(GaussianWorld(diffusion), diffusion, x_T, 7, silent))  # control
+        last(ddpm(GaussianWorld(diffusion), diffusion, x_T, uniform_grid(diffusion, 7), silent))  # control
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -167,7 +167,7 @@ def test_the_last_step_lands_on_the_clean_image(sampler, steps, first):
         return torch.full_like(x, 0.25)
 
     randn = noise_source((3, 1))
-    states = list(SAMPLERS[sampler](network, diffusion, randn(), steps, randn))
+    states = list(SAMPLERS[sampler](network, diffusion, randn(), uniform_grid(diffusion, steps), randn))
     assert len(states) == len(seen) == steps
     torch.testing.assert_close(states[-1], torch.full((3, 1), 0.25))
     assert seen[0] == 50
@@ -179,7 +179,7 @@ def test_letting_x_1_be_x_0_jumps_from_2_to_the_clean_image():
     seen = []
     diffusion = process(10, prediction="x0", first_timestep=2)
     randn = noise_source((1, 1))
-    last(ddpm(lambda x, t: seen.append(int(t)) or x, diffusion, randn(), 9, randn))
+    last(ddpm(lambda x, t: seen.append(int(t)) or x, diffusion, randn(), uniform_grid(diffusion, 9), randn))
     assert seen == list(range(10, 1, -1))
 
 
@@ -195,7 +195,7 @@ def test_both_variances_are_the_paper_s():
             lambda x, _: torch.zeros_like(x),
             diffusion,
             torch.ones(50_000, 1),
-            2,
+            uniform_grid(diffusion, 2),
             randn,
             variance=variance,
         )
@@ -206,40 +206,76 @@ def test_the_clean_image_is_clipped_on_request():
     diffusion, randn = process(50, prediction="x0"), noise_source((2, 1))
     for sampler in SAMPLERS.values():
         for clip, end in ((True, 1.0), (False, 3.0)):
-            x = last(sampler(lambda x, _: x * 0 + 3, diffusion, randn(), 5, randn, clip=clip))
+            x = last(sampler(lambda x, _: x * 0 + 3, diffusion, randn(), uniform_grid(diffusion, 5), randn, clip=clip))
             torch.testing.assert_close(x, torch.full((2, 1), end))
 
 
 def test_sampling_keeps_no_gradient_and_leaves_the_mode_of_the_caller():
     diffusion, weight = process(10, prediction="x0"), torch.ones(1, requires_grad=True)
-    states = ddpm(lambda x, _: weight * x, diffusion, torch.randn(2, 1), 5, noise_source((2, 1)))
+    states = ddpm(lambda x, _: weight * x, diffusion, torch.randn(2, 1), uniform_grid(diffusion, 5), noise_source((2, 1)))
     assert not next(states).requires_grad
     assert torch.is_grad_enabled()
 
 
-def test_a_sampler_takes_its_own_options_only():
+def test_a_configured_sampler_passes_on_its_own_options_only():
     assert options_of("ddpm") == {"clip", "variance"}
     assert options_of("ddim") == {"clip", "eta"}
-    settings = {"clip": False, "eta": 0.5, "variance": "beta", "steps": 3}
-    assert make_sampler("ddim", **settings).keywords == {"clip": False, "eta": 0.5}
+    assert options_of("dpmpp") == {"clip"}
+    diffusion = process(100)
+    world, grid = GaussianWorld(diffusion), uniform_grid(diffusion, 10)
+    own = {"ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "dpmpp": {}}
+    for name, options in own.items():
+        runs = []
+        for settings in ({"variance": "beta", "eta": 0.5}, {}):
+            randn = noise_source((6, 1))
+            configured = Sampler(name, 10, clip=False, **settings)
+            runs.append(last(configured(world, diffusion, randn(), grid, randn)))
+        randn = noise_source((6, 1))
+        plain = SAMPLERS[name](world, diffusion, randn(), grid, randn, clip=False, **options)
+        assert torch.equal(runs[0], last(plain))
+        assert torch.equal(*runs) == (not options)  # control: options that matter
+
+
+def test_a_grid_can_begin_below_T():
+    diffusion = process(50, first_timestep=2)
+    assert uniform_grid(diffusion, 4, 20) == [20, 15, 10, 6, 0]  # from 20, 15.25, 10.5, 5.75
+    assert uniform_grid(diffusion, 5) == uniform_grid(diffusion, 5, start=50)
+    for start in (1, 0, 51):
+        with pytest.raises(ValueError, match=r"start must lie in 2\.\.50"):
+            uniform_grid(diffusion, 1, start)
+    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.19"):
+        uniform_grid(diffusion, 20, 20)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_from_x_t_below_T_samplers_return_the_distribution(sampler):
+    diffusion = process(1000, prediction="v")
+    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
+    x_t = world.mean(400).float() + world.std(400).float() * randn()
+    grid = uniform_grid(diffusion, 400, start=400)
+    x = last(SAMPLERS[sampler](world, diffusion, x_t, grid, randn, clip=False))
+    assert x.mean().item() == pytest.approx(0.3, abs=0.004)
+    assert x.std().item() == pytest.approx(0.1, abs=0.004)
+    wrong = last(SAMPLERS[sampler](world, diffusion, randn(), grid, randn, clip=False))
+    assert abs(wrong.mean().item() - 0.3) > 0.004  # control: noise is not x_400
 
 
 def test_guidance_extrapolates_from_no_class_to_the_class():
-    calls = []
+    labels = []
 
     def model(x, _t, y):
-        calls.append(y)
+        labels.append(y)
         return torch.where(y == 10, 1.0, 3.0).view(-1, 1, 1, 1) * torch.ones_like(x)
 
     x, t, y = torch.zeros(4, 1, 2, 2), torch.ones(4, dtype=torch.long), torch.arange(4)
     assert guided(model, y, 10, 1.0)(x, t).unique() == 3
-    assert len(calls) == 1
-    assert len(calls[0]) == 4  # scale 1: no class is never asked
+    assert len(labels) == 1
+    assert len(labels[0]) == 4  # scale 1: the unconditional network is not evaluated
     assert guided(model, y, 10, 0.0)(x, t).unique() == 1
     assert guided(model, y, 10, 2.5)(x, t).unique() == 1 + 2.5 * 2
-    assert len(calls[-1]) == 8  # any other scale: one batch of both
+    assert len(labels[-1]) == 8  # any other scale: one batch of both
     within = guided(model, y, 10, 2.5, (3, 5))
     t = torch.tensor([2, 3, 5, 6])
     assert within(x, t).amax((1, 2, 3)).tolist() == [3, 6, 6, 3]
     within(x, t * 10)
-    assert len(calls[-1]) == 4  # outside: one call
+    assert len(labels[-1]) == 4  # outside: one evaluation
