@@ -111,7 +111,9 @@ def test_a_damaged_sampler_scores_worse():
         def randn():
             return size * torch.randn(2000, 4, generator=g)
 
-        return last(ddpm(world, diffusion, randn() / size, uniform_grid(diffusion, 100), randn, clip=False))
+        return last(
+            ddpm(world, diffusion, randn() / size, uniform_grid(diffusion, 100), randn, clip=False)
+        )
 
     real = normal(4000, 4, 0.3, 0.2, seed=3)
     floor = frechet_distance(normal(2000, 4, 0.3, 0.2, seed=4), real)

@@ -14,7 +14,9 @@ def theirs(kind, schedule="linear", prediction="eps", **options):
     """A scheduler of diffusers; imported here, as that takes seconds."""
     diffusers = pytest.importorskip("diffusers")
     name = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule]
-    return getattr(diffusers, kind)(T, beta_schedule=name, prediction_type=PREDICTION[prediction], **options)
+    return getattr(diffusers, kind)(
+        T, beta_schedule=name, prediction_type=PREDICTION[prediction], **options
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

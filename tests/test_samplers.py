@@ -33,6 +33,11 @@ def silent():
     raise AssertionError("a deterministic sampler drew noise")
 
 
+def run(sampler, model, diffusion, x, steps, randn, **options):
+    """The states of a reverse process on the uniform grid."""
+    return sampler(model, diffusion, x, uniform_grid(diffusion, steps), randn, **options)
+
+
 @pytest.mark.parametrize("first", [1, 2])
 def test_every_number_of_steps_walks_from_T_to_the_clean_image(first):
     diffusion = process(47, first_timestep=first)
@@ -56,8 +61,8 @@ def test_steps_are_even_in_t():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_return_the_distribution(sampler, prediction):
     diffusion = process(1000, "linear", prediction=prediction)
-    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
-    x = last(SAMPLERS[sampler](world, diffusion, randn(), uniform_grid(diffusion, 1000), randn, clip=False))
+    world, randn = GaussianWorld(diffusion), noise_source((10_000, 1))
+    x = last(run(SAMPLERS[sampler], world, diffusion, randn(), 1000, randn, clip=False))
     assert x.dtype == torch.float32
     assert x.mean().item() == pytest.approx(0.3, abs=0.004)
     assert x.std().item() == pytest.approx(0.1, abs=0.004)
@@ -66,12 +71,12 @@ def test_samplers_return_the_distribution(sampler, prediction):
 def test_a_network_that_is_told_the_wrong_t_is_noticed():
     """The control of the test above."""
     diffusion = process(1000, "linear", prediction="eps")
-    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
+    world, randn = GaussianWorld(diffusion), noise_source((10_000, 1))
 
     def late(x, t):
         return world(x, (t - 3).clamp(min=1))
 
-    x = last(ddpm(late, diffusion, randn(), uniform_grid(diffusion, 300), randn, clip=False))
+    x = last(run(ddpm, late, diffusion, randn(), 300, randn, clip=False))
     assert abs(x.std().item() - 0.1) > 0.004
 
 
@@ -86,7 +91,7 @@ def slope(sampler, counts, schedule):
     x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     errors = []
     for steps in counts:
-        states = list(sampler(world, diffusion, x_T, uniform_grid(diffusion, steps), silent, clip=False))
+        states = list(run(sampler, world, diffusion, x_T, steps, silent, clip=False))
         exact = world.flow(x_T, uniform_grid(diffusion, steps)[steps // 2])
         errors.append((states[steps // 2 - 1] - exact).abs().max().item())
     x, y = ([math.log(v) for v in values] for values in (counts, errors))
@@ -114,7 +119,7 @@ def test_the_second_order_pays_in_few_steps(schedule, steps):
     exact = world.flow(x_T, uniform_grid(diffusion, steps)[-2])
     errors = {}
     for sampler in (ddim, dpmpp):
-        states = list(sampler(world, diffusion, x_T, uniform_grid(diffusion, steps), silent, clip=False))
+        states = list(run(sampler, world, diffusion, x_T, steps, silent, clip=False))
         errors[sampler] = (states[-2] - exact).abs().max()
     assert errors[dpmpp] < 0.7 * errors[ddim]
 
@@ -124,7 +129,7 @@ def test_ddim_between_its_ends():
     diffusion = process(100, prediction="x0")
     x_T, noise = torch.randn(2, 4, 1, dtype=torch.float64)
     x_0, (t, s) = torch.full_like(x_T, 0.2), uniform_grid(diffusion, 10)[:2]
-    x = next(ddim(lambda *_: x_0, diffusion, x_T, uniform_grid(diffusion, 10), lambda: noise, eta=0.5))
+    x = next(run(ddim, lambda *_: x_0, diffusion, x_T, 10, lambda: noise, eta=0.5))
     bar_t, bar_s = diffusion.alpha_bar[t], diffusion.alpha_bar[s]
     sigma = 0.5 * ((1 - bar_s) / (1 - bar_t)).sqrt() * (1 - bar_t / bar_s).sqrt()  # Eq. 16
     eps = (x_T - bar_t.sqrt() * x_0) / (1 - bar_t).sqrt()
@@ -139,7 +144,7 @@ def test_ddim_with_eta_one_is_ddpm():
         runs = []
         for sampler in (ddpm, lambda *a, **k: ddim(*a, eta=1.0, **k), ddim):
             randn = noise_source((6, 1, 3, 3), dtype=torch.float64)
-            runs.append(last(sampler(world, diffusion, randn(), uniform_grid(diffusion, 20), randn, clip=clip)))
+            runs.append(last(run(sampler, world, diffusion, randn(), 20, randn, clip=clip)))
         torch.testing.assert_close(runs[0], runs[1])
         assert not torch.allclose(runs[0], runs[2], atol=1e-3)  # control: eta = 0
 
@@ -148,10 +153,10 @@ def test_ddim_with_eta_one_is_ddpm():
 def test_deterministic_samplers_draw_nothing(sampler):
     diffusion = process(100)
     x_T = torch.randn(4, 1)
-    for _ in sampler(GaussianWorld(diffusion), diffusion, x_T, uniform_grid(diffusion, 7), silent):
+    for _ in run(sampler, GaussianWorld(diffusion), diffusion, x_T, 7, silent):
         pass
     with pytest.raises(AssertionError, match="drew noise"):
-        last(ddpm(GaussianWorld(diffusion), diffusion, x_T, uniform_grid(diffusion, 7), silent))  # control
+        last(run(ddpm, GaussianWorld(diffusion), diffusion, x_T, 7, silent))  # control
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -167,7 +172,7 @@ def test_the_last_step_lands_on_the_clean_image(sampler, steps, first):
         return torch.full_like(x, 0.25)
 
     randn = noise_source((3, 1))
-    states = list(SAMPLERS[sampler](network, diffusion, randn(), uniform_grid(diffusion, steps), randn))
+    states = list(run(SAMPLERS[sampler], network, diffusion, randn(), steps, randn))
     assert len(states) == len(seen) == steps
     torch.testing.assert_close(states[-1], torch.full((3, 1), 0.25))
     assert seen[0] == 50
@@ -179,7 +184,7 @@ def test_letting_x_1_be_x_0_jumps_from_2_to_the_clean_image():
     seen = []
     diffusion = process(10, prediction="x0", first_timestep=2)
     randn = noise_source((1, 1))
-    last(ddpm(lambda x, t: seen.append(int(t)) or x, diffusion, randn(), uniform_grid(diffusion, 9), randn))
+    last(run(ddpm, lambda x, t: seen.append(int(t)) or x, diffusion, randn(), 9, randn))
     assert seen == list(range(10, 1, -1))
 
 
@@ -191,11 +196,12 @@ def test_both_variances_are_the_paper_s():
         ("beta", 1 - diffusion.alpha_bar[10] / diffusion.alpha_bar[5]),
     ):
         randn = noise_source((50_000, 1))
-        step = ddpm(
+        step = run(
+            ddpm,
             lambda x, _: torch.zeros_like(x),
             diffusion,
             torch.ones(50_000, 1),
-            uniform_grid(diffusion, 2),
+            2,
             randn,
             variance=variance,
         )
@@ -206,13 +212,14 @@ def test_the_clean_image_is_clipped_on_request():
     diffusion, randn = process(50, prediction="x0"), noise_source((2, 1))
     for sampler in SAMPLERS.values():
         for clip, end in ((True, 1.0), (False, 3.0)):
-            x = last(sampler(lambda x, _: x * 0 + 3, diffusion, randn(), uniform_grid(diffusion, 5), randn, clip=clip))
+            x = last(run(sampler, lambda x, _: x * 0 + 3, diffusion, randn(), 5, randn, clip=clip))
             torch.testing.assert_close(x, torch.full((2, 1), end))
 
 
 def test_sampling_keeps_no_gradient_and_leaves_the_mode_of_the_caller():
-    diffusion, weight = process(10, prediction="x0"), torch.ones(1, requires_grad=True)
-    states = ddpm(lambda x, _: weight * x, diffusion, torch.randn(2, 1), uniform_grid(diffusion, 5), noise_source((2, 1)))
+    diffusion, randn = process(10, prediction="x0"), noise_source((2, 1))
+    weight = torch.ones(1, requires_grad=True)
+    states = run(ddpm, lambda x, _: weight * x, diffusion, torch.ones(2, 1), 5, randn)
     assert not next(states).requires_grad
     assert torch.is_grad_enabled()
 
@@ -250,7 +257,7 @@ def test_a_grid_can_begin_below_T():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_from_x_t_below_T_samplers_return_the_distribution(sampler):
     diffusion = process(1000, prediction="v")
-    world, randn = GaussianWorld(diffusion), noise_source((20_000, 1))
+    world, randn = GaussianWorld(diffusion), noise_source((10_000, 1))
     x_t = world.mean(400).float() + world.std(400).float() * randn()
     grid = uniform_grid(diffusion, 400, start=400)
     x = last(SAMPLERS[sampler](world, diffusion, x_t, grid, randn, clip=False))
