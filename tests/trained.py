@@ -14,6 +14,7 @@ import train
 from data.digits import draw_digits
 from data.image_set import TensorSet
 from evaluation.features import LabeledImages, load_or_train
+from sample import TrainedModel, load
 
 TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
 SIZES = {True: 700, False: 300}  # training and test images
@@ -52,3 +53,9 @@ def trained(tmp_path_factory) -> Path:
     images = (LabeledImages.of(part, len(part)) for part in (train_set, test_set))
     load_or_train(*images, 10, path, CLASSIFIER_STEPS)
     return root
+
+
+@pytest.fixture(scope="session")
+def model(trained) -> TrainedModel:
+    """The conditional run, as ``load`` gives it."""
+    return load(trained / "checkpoints/version_0", device="cpu")
