@@ -86,6 +86,8 @@ class TrainedModel(DiffusionModel):
             num = len(x) if x is not None else len(classes) if classes is not None else NUM
         if x is not None and x.shape != (num, *self.image_shape):
             raise ConfigError(f"x must be {(num, *self.image_shape)}, got {tuple(x.shape)}")
+        check_range("num", num, 1, 10**7)
+        check_range("batch_size", batch_size, 1, 10**7)
         labels = repeat_labels(classes, num, self.num_classes)
         sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
         try:
@@ -102,6 +104,8 @@ class TrainedModel(DiffusionModel):
 
         classes: a label for each, None: without conditioning. Clipped as the configuration says.
         """
+        if x_t.shape[1:] != self.image_shape:
+            raise ConfigError(f"x_t must be (N, *{self.image_shape}), got {tuple(x_t.shape)}")
         x, t = x_t.to(self.device), self.timesteps_of(t, len(x_t))
         labels = None if classes is None else repeat_labels(classes, len(x), self.num_classes)
         labels = labels if labels is None else labels.to(self.device)
@@ -115,8 +119,11 @@ class TrainedModel(DiffusionModel):
         return x_t.to(x_0.device)
 
     def timesteps_of(self, t: Tensor | int, num: int) -> Tensor:
-        """(num,) on the device. ConfigError outside 1 ... T."""
-        t = torch.as_tensor(t, device=self.device).expand(num)
+        """(num,) on the device. ConfigError outside 1 ... T, and unless one or num integers."""
+        t = torch.as_tensor(t, device=self.device)
+        if t.is_floating_point() or t.shape not in ((), (num,)):
+            raise ConfigError(f"t must be one integer or {num} of them, got {t.tolist()}")
+        t = t.expand(num)
         if not ((t >= 1) & (t <= self.diffusion.timesteps)).all():
             raise ConfigError(f"t must lie in 1..{self.diffusion.timesteps}, got {t.tolist()}")
         return t

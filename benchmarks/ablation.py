@@ -7,9 +7,9 @@ Each row trains for five minutes on its share of the cores and scores 1,000 samp
 results/ablation.csv or results/recipe.csv are kept: a benchmark that was stopped goes on.
 """
 
-import argparse
 import re
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from benchmarks.trials import (
     CORES,
     RESULTS,
     Place,
+    PlaceArgs,
     Score,
     Scores,
     add_place,
-    cores_of,
+    parse,
     place,
     read,
     side_by_side,
@@ -76,47 +77,56 @@ RECIPE: Rows = {  # the first two differ in the seed alone; the last is the defa
 }
 
 
+@dataclass(frozen=True)
+class Args(PlaceArgs):
+    """What was typed."""
+
+    recipe: bool
+    minutes: float  # of each row
+    num: int  # samples of each row
+    out: Path | None
+
+
 def main() -> None:
     """Fill the CSV, row by row; print the table."""
     parser = Parser(prog="ablation", description=__doc__)
-    add_place(parser)
-    parser.set_defaults(jobs=CORES)
+    add_place(parser, jobs=CORES)
     parser.add_argument("--recipe", action="store_true", help="the rows of the recipe")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each row [%(default)s]")
     parser.add_argument("--num", type=int, default=1000, help="samples of each row [%(default)s]")
     parser.add_argument("--out", type=Path, help="CSV [results/ablation.csv or recipe.csv]")
-    flags = parser.parse_args()
-    rows = RECIPE if flags.recipe else FORMULATION
-    out = flags.out or RESULTS / ("recipe.csv" if flags.recipe else "ablation.csv")
+    args = Args(**parse(parser, None))
+    rows = RECIPE if args.recipe else FORMULATION
+    out = args.out or RESULTS / ("recipe.csv" if args.recipe else "ablation.csv")
     scores = Scores(out)
-    with place(flags, cores_of(parser, flags)) as where:
-        trials = [partial(trial, where, scores, flags, *row) for row in rows.items()]
-        side_by_side(flags.jobs, trials)
+    with place(args) as where:
+        trials = [partial(trial, where, scores, args, *row) for row in rows.items()]
+        side_by_side(args.jobs, trials)
     print(table(scores.rows))
 
 
 def trial(
     where: Place,
     scores: Scores,
-    flags: argparse.Namespace,
+    args: Args,
     train_flags: str,
     samplings: dict[str, str],
 ) -> None:
     """Train once and score every way of sampling from it, unless the CSV has them all."""
     seed = int(re.findall(r"--seed (\d+)", f"--seed 0 {train_flags}")[-1])
-    known = {"train_flags": train_flags, "minutes": flags.minutes, "seed": seed}
+    known = {"train_flags": train_flags, "minutes": args.minutes, "seed": seed}
     known |= {"cores": where.cores}
     missing = {
         name: own
         for name, own in samplings.items()
-        if not scores.has(**known, name=name, sample_flags=own, num=flags.num)
+        if not scores.has(**known, name=name, sample_flags=own, num=args.num)
     }
     if not missing:
         return
-    print(f"training for {flags.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)
-    ckpt = where.train([*train_flags.split(), "--max-minutes", f"{flags.minutes:g}"])
+    print(f"training for {args.minutes:g} minutes: {train_flags}", file=sys.stderr, flush=True)
+    ckpt = where.train([*train_flags.split(), "--max-minutes", f"{args.minutes:g}"])
     for name, own in missing.items():
-        metrics = where.score(ckpt, flags.num, own.split())
+        metrics = where.score(ckpt, args.num, own.split())
         score = read(metrics, **known, name=name, sample_flags=own)
         scores.add(score)
         print(line(score), file=sys.stderr, flush=True)

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from diffusion import GaussianDiffusion
-from utils.optim import Muon, PowerEMA
+from models import PowerEMA
+from training.optim import Muon
 
 ROOT = Path(__file__).parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,7 +46,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 def interleaved(
     actions: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every action, one after the other ``repeats`` times: all share the weather.
+    """Seconds of every action, in turn, ``repeats`` times, so that all share the machine's state.
 
     Each runs once before, unmeasured.
     """
@@ -104,13 +105,13 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
         return wrapper
 
     places = {
-        "draw t and noise": (train, "draw"),
+        "sample t and noise": (train, "sample_inputs"),
         "forward": (GaussianDiffusion, "losses"),
         "backward": (torch.Tensor, "backward"),
         "clip": (nn.utils, "clip_grad_norm_"),
         "optimizer": (torch.optim.AdamW, "step"),
         "Muon": (Muon, "step"),
-        "average": (PowerEMA, "update_parameters"),
+        "EMA": (PowerEMA, "update_parameters"),
         "whole step": (train, "train_step"),
     }
     with ExitStack() as stack:
@@ -120,24 +121,24 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
         yield spent
 
 
-def peak_memory(contender: str, preset: str, precision: str, device: str, *flags: str) -> int:
+def peak_memory(loop: str, preset: str, precision: str, device: str, *flags: str) -> int:
     """Bytes at most in use while a process of its own trains two steps."""
     code = (
         "import sys; from benchmarks.measure import train_two_steps; train_two_steps(*sys.argv[1:])"
     )
-    command = [sys.executable, "-c", code, contender, preset, precision, device, *flags]
+    command = [sys.executable, "-c", code, loop, preset, precision, device, *flags]
     return int(output(command).splitlines()[-1])
 
 
 def train_two_steps(
-    contender: str, preset: str, precision: str, device: str, checkpointing: str = ""
+    loop: str, preset: str, precision: str, device: str, checkpointing: str = ""
 ) -> None:
     """What peak_memory starts."""
-    from benchmarks.contenders import CONTENDERS, Task
+    from benchmarks.baselines import LOOPS, Task
 
-    place = torch.device(device)
-    CONTENDERS[contender](Task(preset, precision, place, bool(checkpointing)))(2)
-    print(torch.cuda.max_memory_allocated(place) if place.type == "cuda" else resident())
+    on = torch.device(device)
+    LOOPS[loop](Task(preset, precision, on, bool(checkpointing)))(2)
+    print(torch.cuda.max_memory_allocated(on) if on.type == "cuda" else resident())
 
 
 def resident() -> int:

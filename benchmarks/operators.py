@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
-from benchmarks.contenders import Contender, Task, bare
+from benchmarks.baselines import Loop, Task, bare
 from config import Parser
 from utils.devices import pick_device
 
@@ -48,7 +48,7 @@ def kind_of(name: str) -> str:
     return next(kind for kind, words in KINDS.items() if any(word in name for word in words))
 
 
-def seconds_by_kind(run: Contender, device: torch.device) -> dict[str, float]:
+def seconds_by_kind(run: Loop, device: torch.device) -> dict[str, float]:
     """Of one step, without what an operator calls in its turn; in the order of KINDS."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -65,7 +65,7 @@ def seconds_by_kind(run: Contender, device: torch.device) -> dict[str, float]:
     return spent
 
 
-def flops_by_kind(run: Contender) -> dict[str, int]:
+def flops_by_kind(run: Loop) -> dict[str, int]:
     """Of one step."""
     work = dict.fromkeys(KINDS, 0)
     for operator, count in measure.flops_by_operator(lambda: run(1)).items():

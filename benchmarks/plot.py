@@ -61,7 +61,7 @@ def plot_quality(rows: list[Score], path: Path) -> None:
 
 
 def plot_grids(folder: Path, pictures: dict[tuple[str, float], Path]) -> None:
-    """The samples of every contender (down) after so many minutes (across)."""
+    """The samples of every method (down) after so many minutes (across)."""
     if not pictures:
         return
     names = list(dict.fromkeys(name for name, _ in pictures))

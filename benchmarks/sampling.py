@@ -8,36 +8,30 @@ import torch
 from torch import Tensor
 
 from benchmarks import cold_diffusers, measure
+from benchmarks.baselines import Task, sampling_model
 from benchmarks.cold_diffusers import IMAGES
-from benchmarks.contenders import Task, sampling_network
-from diffusion import GaussianDiffusion, guided, last, make_diffusion, make_sampler
+from diffusion import DiffusionModel, Sampler, generate
 from models import UNet
 from utils import checkpoint
-from utils.seeding import image_noise
 
 STEPS = {"ddpm": 10, "ddim": 20, "dpmpp": 10}
 
 
-def our_grid(model: torch.nn.Module, diffusion: GaussianDiffusion, name: str, task: Task) -> Tensor:
-    """64 images by sample.py's means."""
-    c = task.config
-    shape = (1, c.data.image_size, c.data.image_size)
-    randn = image_noise(0, range(IMAGES), shape, task.device)
-    y = torch.arange(IMAGES, device=task.device) % 10
-    sampler = make_sampler(name, clip=True, variance="posterior", eta=0.0)
-    denoiser = guided(model, y, c.model.num_classes)
-    return last(sampler(denoiser, diffusion, randn(), STEPS[name], randn))
+def our_images(model: DiffusionModel, name: str) -> Tensor:
+    """64 images as sample.py draws them."""
+    labels = torch.arange(IMAGES) % model.num_classes
+    (x_0,) = generate(model, Sampler(name, STEPS[name]), range(IMAGES), labels)
+    return x_0
 
 
 def grids(task: Task) -> dict[str, Callable[[], Tensor]]:
     """Every way to 64 images, ready to be drawn."""
-    model, side = sampling_network(task), task.config.data.image_size
-    diffusion = make_diffusion("cosine", 1000, (), "v", False, "simple", 1).to(task.device)
+    model, side = sampling_model(task), task.config.data.image_size
     ways: dict[str, Callable[[], Tensor]] = {}
     for name, steps in STEPS.items():
-        ways[f"ours {name}"] = lambda name=name: our_grid(model, diffusion, name, task)
+        ways[f"ours {name}"] = lambda name=name: our_images(model, name)
         ways[f"diffusers {name}"] = lambda name=name, steps=steps: cold_diffusers.draw(
-            model, name, steps, task.device, side
+            model.network, name, steps, task.device, side
         )
     return ways
 

@@ -1,4 +1,4 @@
-"""A model, not a measurement: how a step of the original preset shortens with more ranks."""
+"""A model on measured steps: how a step of the original preset shortens with more ranks."""
 
 from typing import Any
 
@@ -7,17 +7,7 @@ NETWORKS = {  # bytes a second
     "100 Gbit/s": 12.5e9,
     "300 GB/s, within one machine": 300e9,
 }
-ALONE = (
-    "draw t and noise",
-    "clip",
-    "optimizer",
-    "Muon",
-    "average",
-)  # parts every rank does in full
-ASSUMED = {  # shares as measured on no machine: a tenth of the step is every rank's own
-    "precision": "assumed GPU step of 1/60 s, a tenth of it not shared",
-    "parts": {"whole step": 1 / 60, "clip": 1 / 600},
-}
+ALONE = ("sample t and noise", "clip", "optimizer", "Muon", "EMA")  # parts every rank does in full
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -26,8 +16,8 @@ def step_seconds(
 ) -> float:
     """Of the measured step the part that is shared, what is not, and the all-reduce, not hidden.
 
-    The network is taken to be as efficient on few images as on many, and the net to need no time
-    to begin: both flatter large N. A ring sends and receives 2 (N - 1) / N of the gradient
+    The network is taken to be as efficient on few images as on many, and the connection to have no
+    latency: both flatter large N. A ring sends and receives 2 (N - 1) / N of the gradient
     (Patarasuk & Yuan 2009).
     """
     alone = sum(measured.get(name, 0.0) for name in ALONE)
@@ -45,11 +35,8 @@ def pays(measured: dict[str, float], gradient_bytes: int, speed: float) -> int:
 
 
 def table(training: list[dict[str, Any]], parameters: int) -> list[str]:
-    """Markdown: the speed-up over one rank, for both number formats and networks.
-
-    The last rows take a step as a GPU is meant to do it: assumed, since none was measured.
-    """
-    rows = [r for r in training if r["preset"] == "original" and "parts" in r] + [ASSUMED]
+    """Markdown: the speed-up over one rank, for every measured number format, by network."""
+    rows = [r for r in training if r["preset"] == "original" and "parts" in r]
     lines = [
         "| model of `--preset original`, speed-up with N ranks | "
         + " | ".join(map(str, RANKS))

@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.contenders import Contender, Task, loop
-from data import load
-from data.sets import ImageSet, TensorSet
+from benchmarks.baselines import Loop, Task, loop
+from data import ImageSet, load
+from data.image_set import TensorSet
+from utils.images import to_uint8
 
 SIDE, STORED = 64, 256  # pixels a side in training and on the disk
 COUNT = 2000  # images: an epoch long enough that starting its workers, half a second, is little
 
 
 def write_pictures(root: Path) -> None:
-    """JPEGs of two classes, as noisy as photographs are."""
+    """JPEGs of two classes, as noisy as those of a camera."""
     random = torch.Generator().manual_seed(0)
     for i in range(COUNT):
         coarse = torch.rand(1, 3, 16, 16, generator=random)
@@ -27,13 +28,13 @@ def write_pictures(root: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{i:04d}.jpg", quality=90)
 
 
-def contenders(root: Path, device: torch.device, batches: int) -> dict[str, Contender]:
+def loops(root: Path, device: torch.device, batches: int) -> dict[str, Loop]:
     """An epoch of the mnist preset's loop at 64 x 64, from the folder and from memory."""
     write_pictures(root)
     size = Task("mnist", "auto", device).config.train.batch_size
     folder = load("folder", str(root), SIDE).to(device)
     order = torch.arange(batches * size)
-    images = [((x + 1) * 127.5).round().to(torch.uint8) for x, _ in folder.batches(order, size)]
+    images = [to_uint8(x) for x, _ in folder.batches(order, size)]
     labels = torch.arange(batches * size, device=device) % 2
     memory = TensorSet("", "memory", 2, torch.cat(images), labels)
     sets: dict[str, ImageSet] = {"folder": folder, "memory": memory}

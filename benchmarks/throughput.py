@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import measure, sampling, scaling, streaming
-from benchmarks.contenders import CONTENDERS, Task, unet_of_diffusers
+from benchmarks.baselines import LOOPS, Task, unet_of_diffusers
 from benchmarks.workers import workers
 from config import Config
-from prepare import build
+from training.state import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,7 +94,7 @@ def data_flags(root: str | None) -> list[str]:
 
 
 def training(preset: str, precision: str, device: torch.device, quick: bool) -> list[Row]:
-    """Images per second of every contender, and for ours the parts of a step.
+    """Images per second of every loop, and for ours the parts of a step.
 
     The peaks are measured before and after, since the machine may be shared.
     """
@@ -107,9 +107,7 @@ def training(preset: str, precision: str, device: torch.device, quick: bool) -> 
         once = measure.seconds(lambda: bare.ask("run", "bare", 1), device)
         steps = 2 if quick else math.ceil(SECONDS / once)
         work = {name: steps * by_name[name].ask("flops", name) for name in ("bare", "diffusers")}
-        actions = {
-            name: lambda name=name: by_name[name].ask("run", name, steps) for name in CONTENDERS
-        }
+        actions = {name: lambda name=name: by_name[name].ask("run", name, steps) for name in LOOPS}
         times = measure.interleaved(actions, repeats, device)
         parts = by_name["ours"].ask("parts", "ours", steps, repeats)
         after = by_name["ours"].ask("peaks", precision)
@@ -143,7 +141,7 @@ def stream(device: torch.device, quick: bool) -> dict[str, Any]:
     print("streaming", file=sys.stderr, flush=True)
     batches, repeats = (2, 1) if quick else (50, 3)
     with tempfile.TemporaryDirectory() as folder:
-        runs = streaming.contenders(Path(folder), device, batches)
+        runs = streaming.loops(Path(folder), device, batches)
         actions = {name: lambda run=run: run(batches) for name, run in runs.items()}
         times = measure.interleaved(actions, repeats, device)
         images = batches * Task("mnist", "auto", device).config.train.batch_size

@@ -2,14 +2,14 @@
 
 python -m benchmarks.time_to_quality --data-root datasets           # all cores to each in turn
 python -m benchmarks.time_to_quality --data-root datasets --jobs 2  # two at a time, half of them
-python -m benchmarks.time_to_quality --data-root datasets --only ours  # one contender
+python -m benchmarks.time_to_quality --data-root datasets --only ours  # one method
 
-Contenders train for the same minutes on as many cores. `ours` has a run for each of them, since its
-rate falls to the end; the others, at a constant rate, have one run that is stopped on its way. What
-is in results/time_to_quality.csv already is kept, and with --run-root the runs and their judge are.
+All methods train for the same minutes on as many cores. `ours` has a run for each of them, since
+its learning rate decays to the end; the others, at a constant rate, have one run that is stopped on
+its way. What is in results/time_to_quality.csv already is kept, and with --run-root the runs and
+their classifier are.
 """
 
-import argparse
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,16 +21,17 @@ from benchmarks.plot import plot_grids, plot_quality
 from benchmarks.trials import (
     RESULTS,
     Place,
+    PlaceArgs,
     Score,
     Scores,
     add_place,
-    cores_of,
+    parse,
     place,
     read,
     side_by_side,
 )
 from config import Parser
-from scores import LEAST
+from evaluation.scores import LEAST
 
 MINUTES = (3, 10, 25)
 TEXTBOOK = (  # Ho et al. 2020 as tutorials write it
@@ -49,56 +50,66 @@ TEXT = (  # the original's text
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """Flags of train.py; flags of evaluate.py, and how many images (0: as many as --num says)."""
 
     flags: str
     samplings: dict[str, int]
     last: dict[str, int]  # after the last minutes also these, which take long
-    decays: bool = False  # a plan that ends, so every number of minutes is a run of its own
+    decays: bool = False  # a schedule that ends: every number of minutes is a run of its own
 
 
-CONTENDERS = {
-    "ours": Contender("", {"": 0}, {}, decays=True),
-    "textbook": Contender(TEXTBOOK, {"--steps 50": 0}, {"--steps 1000": LEAST}),
-    "the original's text": Contender(TEXT, {"--steps 50": 0}, {"--steps 999": LEAST}),
+METHODS = {
+    "ours": Method("", {"": 0}, {}, decays=True),
+    "textbook": Method(TEXTBOOK, {"--steps 50": 0}, {"--steps 1000": LEAST}),
+    "the original's text": Method(TEXT, {"--steps 50": 0}, {"--steps 999": LEAST}),
     # An image of this network costs as much as 56 of the small one, in training and in sampling.
-    "textbook, 57 M": Contender(f"{TEXTBOOK} {LARGE}", {}, {"--steps 10": LEAST}),
+    "textbook, 57 M": Method(f"{TEXTBOOK} {LARGE}", {}, {"--steps 10": LEAST}),
 }
+
+
+@dataclass(frozen=True)
+class Args(PlaceArgs):
+    """What was typed."""
+
+    only: str | None
+    seed: int
+    minutes: list[float]
+    num: int
+    out: Path
 
 
 def main() -> None:
     """Fill the CSV, then draw the plot and the table from it."""
     parser = Parser(prog="time_to_quality", description=__doc__)
-    add_place(parser)
-    parser.set_defaults(jobs=1)
-    parser.add_argument("--only", choices=CONTENDERS, help="one contender [all]")
+    add_place(parser, jobs=1)
+    parser.add_argument("--only", choices=METHODS, help="one method [all]")
     parser.add_argument("--seed", type=int, default=0, help="of training [%(default)s]")
     parser.add_argument("--minutes", type=float, nargs="*", default=MINUTES, help="[%(default)s]")
     parser.add_argument("--num", type=int, default=2000, help="samples of most [%(default)s]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
-    flags = parser.parse_args()
-    at = sorted(flags.minutes)
+    args = Args(**parse(parser, None))
+    at = sorted(args.minutes)
     more = [b - a for a, b in pairwise([0, *at])]
     if any(a == b for a, b in pairwise(more)) or min(more, default=0) <= 0:
         parser.error("--minutes: above 0, and not rising by the same number twice in turn")
-    scores = Scores(flags.out / "time_to_quality.csv")
-    names = [flags.only] if flags.only else list(CONTENDERS)
-    with place(flags, cores_of(parser, flags)) as where:
-        side_by_side(flags.jobs, [partial(compete, where, scores, name, flags) for name in names])
+    scores = Scores(args.out / "time_to_quality.csv")
+    names = [args.only] if args.only else list(METHODS)
+    with place(args) as where:
+        side_by_side(args.jobs, [partial(compare, where, scores, name, args) for name in names])
     print(table(scores.rows))
-    plot_quality(scores.rows, flags.out / "time_to_quality.png")
-    pictures = {(name, m): picture(name, m, flags) for name in CONTENDERS for m in at}
-    plot_grids(flags.out, {key: path for key, path in pictures.items() if path.exists()})
+    plot_quality(scores.rows, args.out / "time_to_quality.png")
+    pictures = {(name, m): picture(name, m, args) for name in METHODS for m in at}
+    plot_grids(args.out, {key: path for key, path in pictures.items() if path.exists()})
 
 
-def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) -> None:
-    """Train a contender for each of the minutes, and score it there, where the CSV does not."""
-    contender, wanted = CONTENDERS[name], {}
-    known = {"name": name, "train_flags": contender.flags, "cores": where.cores, "seed": flags.seed}
-    for minutes in sorted(flags.minutes):
-        own = contender.samplings | (contender.last if minutes == max(flags.minutes) else {})
-        counted = {sampling: num or flags.num for sampling, num in own.items()}
+def compare(where: Place, scores: Scores, name: str, args: Args) -> None:
+    """Train a method for each of the minutes, and score it there, where the CSV does not."""
+    method, wanted = METHODS[name], {}
+    known = {"name": name, "train_flags": method.flags, "cores": where.cores, "seed": args.seed}
+    for minutes in sorted(args.minutes):
+        own = method.samplings | (method.last if minutes == max(args.minutes) else {})
+        counted = {sampling: num or args.num for sampling, num in own.items()}
         wanted[minutes] = {
             sampling: num
             for sampling, num in counted.items()
@@ -106,12 +117,12 @@ def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) 
         }
     before, ckpt = 0.0, None
     for minutes, own in wanted.items():
-        needed = own if contender.decays or not contender.samplings else any(wanted.values())
+        needed = own if method.decays or not method.samplings else any(wanted.values())
         if not needed:
             continue
-        if contender.decays or ckpt is None:
-            limit = ["--seed", str(flags.seed), "--max-minutes", f"{minutes:g}"]
-            ckpt = where.train([*contender.flags.split(), *limit])
+        if method.decays or ckpt is None:
+            limit = ["--seed", str(args.seed), "--max-minutes", f"{minutes:g}"]
+            ckpt = where.train([*method.flags.split(), *limit])
         else:
             ckpt = where.train(["--resume", str(ckpt), "--max-minutes", f"{minutes - before:g}"])
         before = minutes
@@ -122,21 +133,21 @@ def compete(where: Place, scores: Scores, name: str, flags: argparse.Namespace) 
             print(line(row), file=sys.stderr, flush=True)
         if own:
             grid = where.draw(ckpt, next(iter(own)).split())
-            shutil.copy(grid, picture(name, minutes, flags))
+            shutil.copy(grid, picture(name, minutes, args))
 
 
-def picture(name: str, minutes: float, flags: argparse.Namespace) -> Path:
-    """The file of a contender's samples."""
-    seed = f"_seed{flags.seed}" if flags.seed else ""
-    return flags.out / f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}{seed}.png"
+def picture(name: str, minutes: float, args: Args) -> Path:
+    """The file of a method's samples."""
+    seed = f"_seed{args.seed}" if args.seed else ""
+    return args.out / f"grid_{''.join(filter(str.isalnum, name))}_{minutes:g}{seed}.png"
 
 
 def table(rows: list[Score]) -> str:
-    """As Markdown, contender by contender."""
-    places = {name: at for at, name in enumerate(CONTENDERS)}
+    """As Markdown, method by method."""
+    places = {name: at for at, name in enumerate(METHODS)}
     rows = sorted(rows, key=lambda row: (places[row.name], row.seed, row.minutes))
     head = (
-        "| contender | minutes | seed | steps | sampling | samples "
+        "| method | minutes | seed | steps | sampling | samples "
         "| FID (real images) | precision | recall | accuracy |"
     )
     return "\n".join([head, "|---" * 10 + "|", *map(line, rows)])

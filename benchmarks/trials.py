@@ -6,7 +6,6 @@ training that ended is known by its flags to the folder of the runs, and is not 
 another folder where the code has changed.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -23,7 +22,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+from config import Parser
 from utils import checkpoint
 from utils.files import whole_file
 from utils.runs import run_of
@@ -140,13 +141,22 @@ class Place:
         ).stdout
 
 
+@dataclass(frozen=True)
+class PlaceArgs:
+    """What was typed of where trials are run."""
+
+    data_root: str
+    run_root: Path | None
+    jobs: int
+
+
 @contextmanager
-def place(flags: argparse.Namespace, cores: int) -> Iterator[Place]:
+def place(args: PlaceArgs) -> Iterator[Place]:
     """The place that the flags name, for as long as ``with`` lasts."""
     with tempfile.TemporaryDirectory() as folder:
-        root = flags.run_root or Path(folder)
+        root = args.run_root or Path(folder)
         root.mkdir(parents=True, exist_ok=True)
-        yield Place(root.resolve(), flags.data_root, cores)
+        yield Place(root.resolve(), args.data_root, CORES // args.jobs)
 
 
 def side_by_side(jobs: int, tasks: Sequence[Callable[[], None]]) -> None:
@@ -159,20 +169,21 @@ def side_by_side(jobs: int, tasks: Sequence[Callable[[], None]]) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """The flags of a place."""
+def add_place(parser: Parser, jobs: int) -> None:
+    """The flags of PlaceArgs."""
     parser.add_argument("--data-root", required=True, help="where MNIST is")
     parser.add_argument("--run-root", type=Path, help="keeps the runs [a folder that is removed]")
     parser.add_argument(
-        "--jobs", type=int, help=f"trainings at a time, 1 ... {CORES} [%(default)s]"
+        "--jobs", type=int, default=jobs, help=f"trainings at a time, 1 ... {CORES} [%(default)s]"
     )
 
 
-def cores_of(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
-    """The cores of each of so many jobs; ends the program where there are not as many."""
-    if not 1 <= flags.jobs <= CORES:
-        parser.error(f"--jobs must be 1 ... {CORES}, the number of cores; got {flags.jobs}")
-    return CORES // flags.jobs
+def parse(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What was typed; ends the program where there are fewer cores than jobs."""
+    own, _ = parser.parse(argv, [])
+    if not 1 <= own["jobs"] <= CORES:
+        parser.error(f"--jobs must be 1 ... {CORES}, the number of cores; got {own['jobs']}")
+    return own
 
 
 def read(metrics: dict, **known: str | float) -> Score:

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own: what one sets for itself must not reach the others."""
+"""Training loops in processes of their own: what one sets for itself must not reach the others."""
 
 import multiprocessing
 import statistics
@@ -9,11 +9,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.contenders import CONTENDERS, Contender, Task
+from benchmarks.baselines import LOOPS, Loop, Task
 
 
 class Worker:
-    """Some contenders, made in another process, and what can be asked of them there."""
+    """Some loops, made in another process, and what can be asked of them there."""
 
     def __init__(self, names: Sequence[str], task: Task) -> None:
         context = multiprocessing.get_context("spawn")
@@ -33,7 +33,7 @@ class Worker:
 
 @contextmanager
 def workers(groups: Sequence[Sequence[str]], task: Task) -> Iterator[dict[str, Worker]]:
-    """The worker of every contender; a group shares one."""
+    """The worker of every loop; a group shares one."""
     made = [Worker(names, task) for names in groups]
     try:
         yield {name: worker for names, worker in zip(groups, made, strict=True) for name in names}
@@ -45,7 +45,7 @@ def workers(groups: Sequence[Sequence[str]], task: Task) -> Iterator[dict[str, W
 
 def serve(pipe: Connection, names: Sequence[str], task: Task) -> None:
     """What the process does: answer."""
-    runs = {name: CONTENDERS[name](task) for name in names}
+    runs = {name: LOOPS[name](task) for name in names}
     while True:
         what, name, *arguments = pipe.recv()
         if what == "flops":
@@ -60,7 +60,7 @@ def serve(pipe: Connection, names: Sequence[str], task: Task) -> None:
             pipe.send(None)
 
 
-def parts(run: Contender, steps: int, repeats: int, task: Task) -> dict[str, float]:
+def parts(run: Loop, steps: int, repeats: int, task: Task) -> dict[str, float]:
     """Median seconds of each part of a step."""
     found = defaultdict(list)
     for _ in range(repeats):

@@ -1,22 +1,23 @@
 """What the benchmarks compute; what they time is not tested."""
 
+import subprocess
 import time
-from argparse import Namespace
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
 
-from benchmarks import ablation, plot, scaling, time_to_quality
+import train
+from benchmarks import ablation, scaling, time_to_quality
+from benchmarks.time_to_quality import Args
 from benchmarks.trials import Place, Score, Scores, read, side_by_side
 from config import PRESETS, Config, ConfigError, Parser
-from diffusion import options_of
-from draw import CHOICES, add_flags, parse_flags
-from prepare import parse
-from scores import LEAST
+from evaluation.scores import LEAST
+from sample import add_flags, parse
+from training.setup import parse_args
 from utils import images
 
 ROW = Score(
@@ -53,22 +54,41 @@ def test_a_row_is_the_first_sampler_beside_the_floor():
     assert (row.cpu, row.git) == ("AVX512 bf16", "abc")
 
 
-def test_a_training_is_done_once_in_a_place(tmp_path):
-    flags = ["--preset", "smoke", "--max-steps", "2"]
-    place = Place(tmp_path, str(tmp_path), 1)
+@dataclass(frozen=True)
+class InProcess(Place):
+    """A Place whose trainings take a tenth of a second, as no process has to start."""
+
+    capsys: pytest.CaptureFixture
+
+    def run(self, _script, *flags):
+        self.capsys.readouterr()
+        assert train.main([*flags, "--device", "cpu"]) == 0
+        return self.capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_training_is_done_once_in_a_place(tmp_path, capsys):
+    flags = ["--preset", "smoke", "--max-steps", "2", "--steps", "1"]
+    place = InProcess(tmp_path, str(tmp_path), 1, capsys)
     first = place.train(flags)
     assert place.train(flags) == first
-    assert place.train([*flags, "--seed", "1"]) != first  # control
     on = place.train(["--resume", str(first), "--max-steps", "4"])
     assert on.parent == first.parent
-    assert on.name != first.name
+    assert on.name != first.name  # control: other flags are another training
     place.train(["--resume", str(on), "--max-steps", "6"])  # deletes the first of the run's own
     assert first.exists()
     assert not first.with_name(first.name.removeprefix("kept_")).exists()
     assert place.train(["--resume", str(first), "--max-steps", "5"]).exists()
 
 
-class Told:
+def test_a_script_is_a_process_whose_failure_is_noticed(tmp_path):
+    place = Place(tmp_path, str(tmp_path), 1)
+    assert "--channel-multipliers" in place.run("config.py")
+    with pytest.raises(subprocess.CalledProcessError):
+        place.run("nowhere.py")
+
+
+class RecordingPlace:
     """Stands for a Place: notes what is asked of it, and fails when it is told to."""
 
     cores, data_root = 1, ""
@@ -95,31 +115,34 @@ class Told:
         return path
 
 
-@pytest.mark.parametrize("name", time_to_quality.CONTENDERS)
-def test_a_contender_is_scored_once_everywhere_whatever_stops_it(name, tmp_path):
-    flags = Namespace(minutes=[3, 10, 25], num=300, seed=0, out=tmp_path)
-    whole, path = Told(tmp_path), tmp_path / "whole.csv"
-    time_to_quality.compete(whole, Scores(path), name, flags)
-    contender = time_to_quality.CONTENDERS[name]
-    expected = 3 * len(contender.samplings) + len(contender.last)
+@pytest.mark.parametrize("name", time_to_quality.METHODS)
+def test_a_method_is_scored_once_everywhere_whatever_stops_it(name, tmp_path):
+    place = {"data_root": "", "run_root": None, "jobs": 1}
+    args = Args(**place, only=None, seed=0, minutes=[3, 10, 25], num=300, out=tmp_path)
+    whole, path = RecordingPlace(tmp_path), tmp_path / "whole.csv"
+    time_to_quality.compare(whole, Scores(path), name, args)
+    method = time_to_quality.METHODS[name]
+    expected = 3 * len(method.samplings) + len(method.last)
     scored = [asked for asked in whole.asked if asked[0] == "score"]
     assert len(scored) == expected
     assert all(num >= LEAST for _, num, _ in scored)
-    again = Told(tmp_path)
-    time_to_quality.compete(again, Scores(path), name, flags)
+    again = RecordingPlace(tmp_path)
+    time_to_quality.compare(again, Scores(path), name, args)
     assert again.asked == []
     for fail_at in range(1, len(whole.asked)):
         path = tmp_path / f"{fail_at}.csv"
-        stopped, resumed = Told(tmp_path, fail_at), Told(tmp_path)
+        stopped, resumed = RecordingPlace(tmp_path, fail_at), RecordingPlace(tmp_path)
         with suppress(OSError):
-            time_to_quality.compete(stopped, Scores(path), name, flags)
-        time_to_quality.compete(resumed, Scores(path), name, flags)
+            time_to_quality.compare(stopped, Scores(path), name, args)
+        time_to_quality.compare(resumed, Scores(path), name, args)
         both = stopped.asked + resumed.asked
         assert sorted(a for a in both if a[0] == "score") == sorted(scored)
         assert {a for a in both if a[0] == "train"} >= {whole.asked[0]}
 
 
 def test_the_plots_of_a_comparison_are_drawn(tmp_path):
+    from benchmarks import plot  # matplotlib takes a second
+
     pictures = {("ours", 3): tmp_path / "a.png"}
     images.save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), pictures["ours", 3])
     plot.plot_quality([ROW, replace(ROW, name="b", minutes=10.0)], tmp_path / "quality.png")
@@ -156,18 +179,21 @@ def rows() -> list[tuple[str, str]]:
     """Flags of training, and of sampling, of every row of both benchmarks."""
     tables = (ablation.FORMULATION, ablation.RECIPE)
     pairs = [(flags, own) for t in tables for flags, row in t.items() for own in row.values()]
-    rivals = time_to_quality.CONTENDERS.values()
-    return pairs + [(c.flags, own) for c in rivals for own in (*c.samplings, *c.last)]
+    methods = time_to_quality.METHODS.values()
+    return pairs + [(m.flags, own) for m in methods for own in (*m.samplings, *m.last)]
+
+
+def configured(train_flags: str) -> Config:
+    return parse_args(train_flags.split(), "").config
 
 
 def accept(train_flags: str, sample_flags: str) -> None:
-    config, _, _ = parse(train_flags.split(), "")
     parser = Parser()
     add_flags(parser, num=1)
-    _, typed = parse_flags(parser, ["--ckpt", "x", *sample_flags.split()])
-    config = config.override(**typed)
-    config.check(CHOICES)
-    config.check_sampling(typed, options_of(config.sample.sampler))
+    _, typed = parse(parser, ["--ckpt", "x", *sample_flags.split()])
+    config = configured(train_flags).override(**typed)
+    config.check()
+    config.check_sampling(typed)
 
 
 @pytest.mark.parametrize("pair", rows())
@@ -183,14 +209,14 @@ def test_flags_that_do_not_fit_a_row_are_refused():
 
 
 def test_no_two_rows_of_the_ablation_are_the_same_training():
-    configs = [parse(flags.split(), "")[0] for flags in ablation.FORMULATION]
+    configs = [configured(flags) for flags in ablation.FORMULATION]
     assert configs[0] == Config()
     assert all(a != b for a, b in combinations(configs, 2))
 
 
-def test_the_large_rival_has_the_network_of_the_original():
+def test_the_large_network_is_that_of_the_original():
     flags = f"{time_to_quality.TEXTBOOK} {time_to_quality.LARGE}"
-    assert parse(flags.split(), "")[0].model == PRESETS["original"].model
+    assert configured(flags).model == PRESETS["original"].model
 
 
 def test_the_model_of_scaling_has_its_limits():
@@ -202,3 +228,11 @@ def test_the_model_of_scaling_has_its_limits():
     assert scaling.pays(PARTS, 10**9, 1.0) == 1
     assert scaling.pays({"whole step": 1.0}, 10**9, float("inf")) == scaling.RANKS[-1]
     assert scaling.pays(PARTS, 0, 1.0) == 4  # 0.36 to 0.26 s is less than 1.5 times as fast
+
+
+def test_the_table_of_scaling_has_measured_steps_only():
+    rows = [{"preset": p, "precision": "bf16", "parts": PARTS} for p in ("mnist", "original")]
+    lines = scaling.table([*rows, {"preset": "original", "precision": "fp32"}], 10**6)
+    assert len(lines) == 2 + len(scaling.NETWORKS)
+    assert all(line.startswith("| bf16, ") for line in lines[2:])
+    assert len(scaling.table([], 10**6)) == 2  # control

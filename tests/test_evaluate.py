@@ -4,53 +4,34 @@ import functools
 import json
 import math
 import shutil
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import bound
-import data.datasets
 import evaluate
-import judge
 import sample
-import train
+from data import DATASETS
 from data.digits import draw_digits
-from diffusion import last, make_diffusion
+from data.image_set import TensorSet
+from diffusion import Sampler, last, make_diffusion, uniform_grid
 from diffusion.samplers import ddpm
-from judge import Photos, judge_of, shifted
+from evaluation import features, likelihood
+from evaluation.features import LabeledImages, load_or_train, shifted
+from evaluation.memorization import memorization
+from evaluation.scores import score
 from models import Classifier
-from scores import Read, memorisation, score
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.images import to_uint8
+from utils.pytree import digest
 from utils.seeding import image_noise
 
-TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
-SIZES = {True: 700, False: 300}
-
-
-@functools.cache
-def drawn(train, n):
-    return draw_digits(train, size=n)
-
-
-def digits(_root, _size, train, _download):
-    return data.datasets.TensorSet("", "drawn", 10, *drawn(train, SIZES[train]))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run root with a conditional (version_0) and an unconditional (version_1) run."""
-    root = tmp_path_factory.mktemp("evaluated")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setitem(data.datasets.DATASETS, "digits", digits)
-        patch.setattr(judge, "STEPS", 30)
-        patch.setattr(bound, "BITS", 100)
-        assert train.main(TRAIN) == 0
-        assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
-        yield root / "Logs_Checkpoints"
+pytest_plugins = "trained"
+pytestmark = pytest.mark.usefixtures("few_drawn")
+drawn = functools.cache(draw_digits)
 
 
 @pytest.fixture
@@ -68,11 +49,11 @@ def measure(trained, capsys):
 
 def test_everything_is_measured_printed_and_kept(measure, trained):
     out, found = measure("--num", "300", "--samplers", "ddim:3,dpmpp:2")
-    assert {"scores", "memorisation", "held_out", "bits_per_dim", "environment"} <= found.keys()
+    assert {"scores", "memorization", "held_out", "bits_per_dim", "environment"} <= found.keys()
     rows = found["scores"]
     assert list(rows) == ["ddpm:5", "ddim:3", "dpmpp:2", "real train images", "real test images"]
-    calls = [rows[name]["calls"] for name in ("ddpm:5", "ddim:3", "dpmpp:2")]
-    assert calls == [5 + 3, 3 + 2, 2 + 1]  # guided steps, 0.3 T <= t <= 0.8 T, have two
+    evaluations = [rows[name]["nfe"] for name in ("ddpm:5", "ddim:3", "dpmpp:2")]
+    assert evaluations == [5 + 3, 3 + 2, 2 + 1]  # guided steps, 0.3 T <= t <= 0.8 T, have two
     for name in ("fid_classifier@300", "precision@300", "recall@300", "accuracy@300"):
         assert all(math.isfinite(row[name]) for row in rows.values())
         assert name in out
@@ -84,7 +65,7 @@ def test_everything_is_measured_printed_and_kept(measure, trained):
         for parts in chain.values():
             assert parts["prior"] + parts["kl"] + parts["decoder"] == pytest.approx(parts["total"])
         assert chain["optimal"]["total"] < min(chain[k]["total"] for k in ("beta", "posterior"))
-    assert found["memorisation"]["verdict"] in out
+    assert found["memorization"]["verdict"] in out
     picture = Image.open(trained / "Inference/version_0/nearest_pairs.png")
     assert picture.size == (8 * 30 + 2, 2 * 30 + 2)
 
@@ -107,17 +88,19 @@ def test_what_does_not_apply_is_said_with_the_reason(measure):
     assert "no fid_classifier: 40 samples" in out
     assert "no accuracy: the network was trained without classes" in out
     assert found["scores"]["ddpm:5"].keys() == {
-        "steps", "calls", "s/1000", "precision@40", "recall@40"
+        "steps", "nfe", "s/1000", "precision@40", "recall@40"
     }  # fmt: skip
     out, _ = measure("--num", "300", "--only", "scores")
     assert "no " not in out.split("Share of each class")[1]  # control
 
 
-def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path):
+def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path, capsys):
     original = next((trained / "checkpoints/version_0").iterdir())
     copy = shutil.copy(original, tmp_path / "mine.pt")
+    shutil.copytree(trained / "classifiers", tmp_path / "classifiers")
     flags = ["--ckpt", str(copy), "--device", "cpu", "--num", "20"]
     assert evaluate.main([*flags, "--only", "scores,memory"]) == 0
+    assert f"loaded from {tmp_path / 'classifiers'}" in capsys.readouterr().out
     assert sample.main(flags) == 0
     names = {path.name.split("_")[0] for path in tmp_path.iterdir()}
     assert names == {"mine.pt", "metrics.json", "classifiers", "nearest", "samples"}
@@ -126,32 +109,34 @@ def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path):
 def test_a_part_can_be_measured_alone(measure):
     _, found = measure("--only", "held-out")
     assert "held_out" in found
-    assert not found.keys() & {"scores", "memorisation", "bits_per_dim"}
-    assert len(found["held_out"]) == bound.BANDS + 1
+    assert not found.keys() & {"scores", "memorization", "bits_per_dim"}
+    assert len(found["held_out"]) == likelihood.BANDS + 1
 
 
-def test_all_terms_agree_with_those_drawn(measure):
-    _, drawn = measure("--only", "bits", version=1)
-    _, every = measure("--only", "bits", "--all-terms", version=1)
-    assert list(every["bits_per_dim"]) == ["49 steps", "5 steps"]
-    a, b = (found["bits_per_dim"]["49 steps"]["posterior"] for found in (drawn, every))
+def test_all_terms_agree_with_those_sampled(trained):
+    model = sample.load(trained / "checkpoints/version_1", device="cpu")
+    sampler = Sampler(**asdict(model.config.sample))
+    train, test = LabeledImages(*drawn(True, 32)), LabeledImages(*drawn(False, 60))
+    some, every = (
+        likelihood.bits_per_dim(model, sampler, train, test, all_terms)
+        for all_terms in (False, True)
+    )
+    assert list(every) == ["49 steps", "5 steps"]
+    a, b = (found["49 steps"]["posterior"] for found in (some, every))
+    assert a["kl"] != b["kl"]
     assert a["total"] == pytest.approx(b["total"], abs=4 * math.hypot(a["se"], b["se"]))
+    flags = ["--ckpt", str(trained / "checkpoints/version_1"), "--only", "bits"]
+    assert evaluate.parse_args([*flags, "--all-terms"]).all_terms
+    assert not evaluate.parse_args(flags).all_terms
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--num", "0"],
-        ["--steps", "51"],
         ["--only", "score"],
-        ["--samplers", "ddpm"],
         ["--samplers", "heun:3"],
         ["--samplers", "ddim:51"],
-        ["--samplers", "ddim:5", "--only", "memory"],
         ["--all-terms", "--only", "scores,memory"],
-        ["--sampler", "ddim", "--variance", "beta"],
-        ["--device", "cuda:99"],
-        ["--ckpt", "nowhere"],
         ["--dataset", "digits"],
     ],
     ids=" ".join,
@@ -168,7 +153,9 @@ def test_bad_input_is_one_line_and_exit_code_2(trained, capsys, argv):
 
 
 def test_other_images_than_those_trained_on_are_refused(trained, capsys, monkeypatch):
-    monkeypatch.setitem(SIZES, True, 699)
+    images, labels = drawn(True, 699)
+    other = TensorSet("", "drawn", 10, images, labels)
+    monkeypatch.setitem(DATASETS, "digits", lambda *_: other)
     assert evaluate.main(["--ckpt", str(trained / "checkpoints/version_0")]) == 2
     assert "not those this run was trained on" in capsys.readouterr().err
 
@@ -187,42 +174,42 @@ def test_the_optimal_variance_comes_with_the_checkpoint(trained, tmp_path, capsy
         assert "lacks the network's errors" in capsys.readouterr().err
 
 
-def photos(start, stop, train=True):
+def digits(start, stop, train=True):
     """These drawn digits."""
-    return Photos(*drawn(train, 1300 if train else 200))[torch.arange(start, stop)]
+    return LabeledImages(*drawn(train, 1300 if train else 200))[start:stop]
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    """A judge of 1,000 digits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "STEPS", 40)
-        path = tmp_path_factory.mktemp("judge") / "digits.pt"
-        return judge_of(photos(0, 1000), photos(0, 200, train=False), 10, path)
+def extractor(tmp_path_factory):
+    """Trained for a few steps on 1,000 digits."""
+    path = tmp_path_factory.mktemp("classifiers") / "digits.pt"
+    return load_or_train(digits(0, 1000), digits(0, 200, train=False), 10, path, steps=40)
 
 
-def test_the_judge_learns_and_its_training_is_repeatable(reader, tmp_path, monkeypatch):
-    assert reader.accuracy > 0.25  # of ten classes
-    monkeypatch.setattr(judge, "STEPS", 5)
-    some = photos(0, 300), photos(0, 100, train=False)
-    first, second = (judge_of(*some, 10, tmp_path / f"{name}.pt") for name in "ab")
-    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    again = judge_of(*some, 10, tmp_path / "a.pt")
-    assert "from" in again.source
-    assert torch.equal(again.read(some[0].images)[0], first.read(some[0].images)[0])
+def test_the_feature_extractor_learns_and_its_training_is_repeatable(extractor, tmp_path):
+    assert extractor.accuracy > 0.25  # of ten classes
+    some = digits(0, 300), digits(0, 100, train=False)
+    first, second, longer = (
+        load_or_train(*some, 10, tmp_path / f"{name}.pt", steps)
+        for name, steps in (("a", 5), ("b", 5), ("c", 6))
+    )
+    a, b, c = (digest(dict(e.model.state_dict())) for e in (first, second, longer))
+    assert a == b
+    assert a != c  # control
+    again = load_or_train(*some, 10, tmp_path / "a.pt", steps=5)
+    assert "loaded from" in again.source
+    assert torch.equal(again.extract(some[0]).features, first.extract(some[0]).features)
 
 
-def test_a_damaged_classifier_is_trained_anew(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(judge, "STEPS", 5)
-    some, path = (photos(0, 300), photos(0, 100, train=False)), tmp_path / "a.pt"
-    judge_of(*some, 10, path)
+def test_a_damaged_classifier_is_trained_anew(tmp_path, capsys):
+    some, path = (digits(0, 300), digits(0, 100, train=False)), tmp_path / "a.pt"
+    load_or_train(*some, 10, path, steps=5)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert "trained" in judge_of(*some, 10, path).source
+    assert "trained" in load_or_train(*some, 10, path, steps=5).source
     assert "damaged" in capsys.readouterr().out
-    checkpoint.load(path, judge.KIND, ())
+    checkpoint.load(path, features.KIND, ())
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         checkpoint.load(path)  # a classifier is not taken for a run's checkpoint
 
@@ -242,27 +229,31 @@ def test_any_size_and_colour_can_be_classified():
 
 
 @pytest.fixture(scope="module")
-def train_read(reader):
-    return Read.by(reader, photos(0, 1000))
+def train_set(extractor):
+    return extractor.extract(digits(0, 1000))
 
 
-def test_copies_of_training_images_are_found_out(reader, train_read):
-    test, fresh = (
-        Read.by(reader, some) for some in (photos(0, 200, train=False), photos(1000, 1300))
-    )
-    found, _ = memorisation(fresh, train_read, test)
-    assert found["verdict"] == "no sign of memorisation"
-    hundred = photos(0, 1000)[torch.arange(300) % 100]
+@pytest.fixture(scope="module")
+def test_set(extractor):
+    return extractor.extract(digits(0, 200, train=False))
+
+
+def test_copies_of_training_images_are_recognized(extractor, train_set, test_set, tmp_path):
+    others, picture = digits(1000, 1300), tmp_path / "pairs.png"
+    found = memorization(extractor.extract(others), train_set, test_set, picture)
+    assert found["verdict"] == "no sign of memorization"
+    hundred = digits(0, 1000)[torch.arange(300) % 100]
     noise = torch.randint(-6, 7, hundred.images.shape, generator=torch.Generator().manual_seed(0))
-    copied = (hundred.images + noise).clamp(0, 255).to(torch.uint8)
-    found, picture = memorisation(Read.by(reader, Photos(copied, hundred.labels)), train_read, test)
+    copied = LabeledImages((hundred.images + noise).clamp(0, 255).to(torch.uint8), hundred.labels)
+    found = memorization(extractor.extract(copied), train_set, test_set, picture)
     assert found["verdict"] == "copies training images"
-    above, below = picture[:, 2:30].float(), picture[:, 32:60].float()
+    pairs = torch.from_numpy(np.array(Image.open(picture))).float()
+    above, below = pairs[2:30], pairs[32:60]
     assert (above - below).abs().mean() < 6  # every sample above its original
-    assert (above - below.roll(30, dims=2)).abs().mean() > 20  # control
+    assert (above - below.roll(30, dims=1)).abs().mean() > 20  # control
 
 
-def learnt_by_heart(images, n=300, steps=20):
+def memorized(images, n=120, steps=20):
     """n samples of the network that minimises the loss on these images alone."""
     settings = ("cosine", 1000, (), "x0", False, "simple", 1)
     diffusion = make_diffusion(*settings)
@@ -276,30 +267,33 @@ def learnt_by_heart(images, n=300, steps=20):
         return (near.double().softmax(1).float() @ known).view_as(x)
 
     randn = image_noise(0, range(n), images.shape[1:], torch.device("cpu"))
-    x_0 = last(ddpm(network, diffusion, randn(), steps, randn))
-    return Photos(to_uint8(x_0), torch.zeros(n))
+    x_0 = last(ddpm(network, diffusion, randn(), uniform_grid(diffusion, steps), randn))
+    return LabeledImages(to_uint8(x_0), torch.zeros(n))
 
 
-def test_a_network_that_learnt_a_hundred_images_by_heart_is_found_out(reader, train_read):
+def test_a_network_that_memorized_a_hundred_images_is_recognized(
+    extractor, train_set, test_set, tmp_path
+):
     """The same network of images outside the training set is the control."""
-    test = Read.by(reader, photos(0, 200, train=False))
-    for start, expected in ((0, "copies training images"), (1000, "no sign of memorisation")):
-        samples = learnt_by_heart(photos(start, start + 100).images)
-        found, _ = memorisation(Read.by(reader, samples), train_read, test)
-        assert found["verdict"] == expected
+    for start, expected in ((0, "copies training images"), (1000, "no sign of memorization")):
+        samples = extractor.extract(memorized(digits(start, start + 100).images))
+        assert (
+            memorization(samples, train_set, test_set, tmp_path / "pairs.png")["verdict"]
+            == expected
+        )
 
 
-def test_few_samples_have_few_pairs(reader, train_read):
-    some = Read.by(reader, photos(1000, 1003))
-    _, picture = memorisation(some, train_read, Read.by(reader, photos(0, 200, train=False)))
-    assert picture.shape[1:] == (2 * 30 + 2, 3 * 30 + 2)
+def test_few_samples_have_few_pairs(extractor, train_set, test_set, tmp_path):
+    memorization(extractor.extract(digits(1000, 1003)), train_set, test_set, tmp_path / "pairs.png")
+    assert Image.open(tmp_path / "pairs.png").size == (3 * 30 + 2, 2 * 30 + 2)
 
 
-def test_damaged_images_score_worse(reader, train_read):
-    fresh = photos(1000, 1300)
-    noise = torch.randint(0, 2, fresh.images.shape, generator=torch.Generator().manual_seed(0))
-    damaged = Photos(fresh.images.bitwise_or((100 * noise).to(torch.uint8)), fresh.labels)
-    good, bad = (score(Read.by(reader, some), train_read, True) for some in (fresh, damaged))
+def test_damaged_images_score_worse(extractor, train_set):
+    others = digits(1000, 1300)
+    noise = torch.randint(0, 2, others.images.shape, generator=torch.Generator().manual_seed(0))
+    bright = others.images.bitwise_or((100 * noise).to(torch.uint8))
+    damaged = LabeledImages(bright, others.labels)
+    good, bad = (score(extractor.extract(some), train_set, True) for some in (others, damaged))
     assert good["fid_classifier@300"] < bad["fid_classifier@300"] / 10
     assert good["precision@300"] > bad["precision@300"]
     assert good["accuracy@300"] > bad["accuracy@300"]

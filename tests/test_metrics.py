@@ -6,18 +6,17 @@ import pytest
 import torch
 from gaussian_world import GaussianWorld
 
-import utils.metrics
-from diffusion import GaussianDiffusion, last, make_alphas
+from diffusion import GaussianDiffusion, last, make_alphas, uniform_grid
 from diffusion.samplers import ddpm
-from utils.metrics import (
-    closeness,
+from evaluation import metrics
+from evaluation.memorization import closeness, verdict
+from evaluation.metrics import (
     frechet_distance,
     histogram,
     matrix_root,
     moments,
     nearest,
     precision_recall,
-    verdict,
 )
 
 
@@ -96,7 +95,7 @@ def test_nearest_neighbours_are_those_of_all_pairs_written_out():
 def test_the_chunks_do_not_matter(monkeypatch):
     a, b = normal(100, 3), normal(90, 3, 0.5, seed=1)
     whole = precision_recall(a, b), nearest(a, b, 2)
-    monkeypatch.setattr(utils.metrics, "CHUNK", 7 * 90)
+    monkeypatch.setattr(metrics, "CHUNK", 7 * 90)
     parts = precision_recall(a, b), nearest(a, b, 2)
     assert whole[0] == parts[0]
     torch.testing.assert_close(whole[1], parts[1])
@@ -112,7 +111,9 @@ def test_a_damaged_sampler_scores_worse():
         def randn():
             return size * torch.randn(2000, 4, generator=g)
 
-        return last(ddpm(world, diffusion, randn() / size, 100, randn, clip=False))
+        return last(
+            ddpm(world, diffusion, randn() / size, uniform_grid(diffusion, 100), randn, clip=False)
+        )
 
     real = normal(4000, 4, 0.3, 0.2, seed=3)
     floor = frechet_distance(normal(2000, 4, 0.3, 0.2, seed=4), real)
@@ -142,7 +143,7 @@ def test_fresh_images_are_not_taken_for_copies(world):
     found = closeness(nearest(draw(1000, 2), train)[0][:, 0], fresh)
     assert found["median_ratio"] == pytest.approx(1, abs=0.05)
     assert found["closer"] == pytest.approx(0.01, abs=0.01)
-    assert verdict(found) == "no sign of memorisation"
+    assert verdict(found) == "no sign of memorization"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 1.0])

@@ -1,34 +1,16 @@
-"""Drawing from a checkpoint alone: every kind of file, every sampler, the same images always."""
+"""Sampling from a checkpoint alone: every kind of file, every sampler, always the same images."""
 
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import data.datasets
 import sample
-import train
-from data.digits import draw_digits
 
-TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A run root with a conditional (version_0) and an unconditional (version_1) run."""
-    root = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        images, labels = draw_digits(True, size=100)
-        few = data.datasets.TensorSet("", "drawn", 10, images, labels)
-        patch.setitem(data.datasets.DATASETS, "digits", lambda *_: few)
-        assert train.main(TRAIN) == 0
-        assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
-    return root / "Logs_Checkpoints"
+pytest_plugins = "trained"
 
 
 @pytest.fixture
@@ -60,14 +42,8 @@ def test_the_checkpoint_is_all_it_needs(trained, tmp_path, monkeypatch, capsys):
 def test_every_kind_of_file(trained, tmp_path, capsys):
     flags = ["--run-root", str(trained), "--ckpt", "latest", "--num", "3", "--out", str(tmp_path)]
     assert sample.main([*flags, "--save", "grid,png,gif,npz"]) == 0
-    names = [
-        "grid.png",
-        "00000.png",
-        "00001.png",
-        "00002.png",
-        "reverse_process.gif",
-        "samples.npz",
-    ]
+    names = ["grid.png", "00000.png", "00001.png", "00002.png"]
+    names += ["reverse_process.gif", "samples.npz"]
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
     assert sorted(os.listdir(tmp_path)) == sorted(names)
     assert Image.open(tmp_path / "00001.png").size == (28, 28)
@@ -90,17 +66,15 @@ def test_files_are_not_overwritten_unless_asked(trained, tmp_path, capsys):
     assert (tmp_path / "grid.png").read_bytes() != before
 
 
-@pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize(
-    "sampler",
+    ("sampler", "version"),
     [
-        ["--sampler", "ddpm"],
-        ["--sampler", "ddpm", "--variance", "beta"],
-        ["--sampler", "ddim"],
-        ["--sampler", "ddim", "--eta", "0.7"],
-        ["--sampler", "dpmpp"],
+        (["--sampler", "ddpm"], 0),
+        (["--sampler", "ddpm", "--variance", "beta"], 1),
+        (["--sampler", "ddim"], 0),
+        (["--sampler", "ddim", "--eta", "0.7"], 1),
+        (["--sampler", "dpmpp"], 0),
     ],
-    ids=" ".join,
 )
 def test_an_image_depends_on_its_seed_and_number_only(draw, sampler, version):
     together, labels = draw(*sampler, "--num", "13", version=version)
@@ -134,23 +108,11 @@ def test_classes_and_guidance(draw):
     "argv",
     [
         ["--num", "0"],
-        ["--batch-size", "-1"],
-        ["--seed", "-1"],
-        ["--steps", "0"],
         ["--steps", "51"],
         ["--save", "grid,jpg"],
-        ["--classes", "10"],
         ["--classes", "3-1"],
-        ["--classes", "cat"],
         ["--sampler", "ddpm", "--eta", "0.5"],
-        ["--sampler", "ddim", "--variance", "beta"],
-        ["--guidance", "nan"],
-        ["--guidance", "1", "--guidance-interval", "0.2", "0.8"],
-        ["--guidance", "2", "--guidance-interval", "0.2"],
-        ["--guidance", "2", "--guidance-interval", "0.8", "0.2"],
-        ["--device", "cuda:99"],
         ["--ckpt", "nowhere"],
-        ["--step", "3"],
     ],
     ids=" ".join,
 )
@@ -180,12 +142,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_ctrl_c_while_drawing_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+def test_ctrl_c_while_sampling_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the signal did not come")
 
-    monkeypatch.setattr("draw.guided", interrupted)
+    monkeypatch.setattr(sample, "generate", interrupted)
     flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "out")]
     assert sample.main(flags) == 130
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,6 +1,6 @@
-"""Tables line up, and say where a figure is missing."""
+"""Tables line up, and say where a number is missing."""
 
-from utils.tables import table
+from evaluation.tables import table
 
 
 def test_columns_line_up_and_what_is_missing_is_a_dash():

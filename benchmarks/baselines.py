@@ -1,17 +1,17 @@
-"""What throughput.py compares: each is a function n -> None that trains for n steps.
+"""The training loops that throughput.py compares: functions n -> None that train for n steps.
 
-ours          train.train_epoch as it is: data, noise, network, clipping, optimizer, average, log
+ours          train.train_epoch as it is: data, noise, network, clipping, optimizer, EMA, logger
 checkpointed  the same with --checkpoint-activations
 bare          the network alone, forwards and backwards, on one batch that never changes
 plain         our network in a loop without any of the tricks: what one would write first
 diffusers     UNet2DModel of the same macro structure, the loop of diffusers' training example
 """
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +23,23 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import models.blocks
 from config import PRESETS, Config
-from data.sets import ImageSet, TensorSet, normalize
-from prepare import build, prepare
+from data import ImageSet
+from data.image_set import TensorSet
+from diffusion import DiffusionModel
+from models import PowerEMA
 from train import train_epoch
-from training import Epochs, Training
-from utils.clock import Clock
+from training.clock import Clock
+from training.logger import Logger
+from training.state import Epochs, TrainState, build
 from utils.devices import autocast
 from utils.distributed import Ranks
-from utils.logs import open_log
-from utils.optim import PowerEMA
-from utils.signals import StopSignal
+from utils.images import normalize
+from utils.process import StopSignal
+from utils.runs import Run
 
 IMAGES = 12_800  # in memory
-STEPS = 10**6  # of a plan that never ends
-Contender = Callable[[int], None]
+STEPS = 10**6  # of a learning-rate schedule that does not end here
+Loop = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -70,39 +73,43 @@ class Task:
         return TensorSet("", "random", 10, images, torch.arange(count) % 10).to(self.device)
 
 
-def start(task: Task) -> tuple[Training, object]:
-    """The network, optimizer and average of the preset, at step 0, and its process."""
+def start(task: Task) -> TrainState:
+    """The preset at step 0."""
     config = task.config.override(epochs=0, max_steps=STEPS)
-    model, diffusion = build(config)
-    epochs = Epochs(60_000, config.train.batch_size)
-    flags = Namespace(resume=None, replan=False)
-    model, diffusion = model.to(task.device), diffusion.to(task.device)
-    return prepare(model, config.train, epochs, None, flags, Ranks()), diffusion
+    return TrainState.create(config, 60_000, task.device, Ranks(), None)
 
 
-def ours(task: Task) -> Contender:
+def ours(task: Task) -> Loop:
     """train.train_epoch as it is."""
     return loop(task, task.images(IMAGES))
 
 
-def checkpointed(task: Task) -> Contender:
+def checkpointed(task: Task) -> Loop:
     """Ours, with checkpointed activations."""
     return ours(replace(task, checkpoint_activations=True))
 
 
-def loop(task: Task, images: ImageSet) -> Contender:
+def loop(task: Task, images: ImageSet) -> Loop:
     """train.train_epoch over the first of these images."""
-    training, diffusion = start(task)
-    config, clock = task.config, Clock(task.device)
-    size = config.train.batch_size
-    clock.step_seconds = 0.0  # known, else it would announce how long the plan takes
+    state, clock = start(task), Clock(task.device)
+    size = task.config.train.batch_size
+    clock.step_seconds = 0.0  # known, else it would print how long the schedule takes
+    logger = silent_logger(state)
 
     def run(n: int) -> None:
-        training.epochs, training.step = Epochs(n * size, size), 0
-        silent, few = open_log(Path(), 1, silent=True), First(images, n * size)
-        train_epoch(training, diffusion, few, config, silent, clock, StopSignal())
+        state.epochs, state.step = Epochs(n * size, size), 0
+        train_epoch(state, First(images, n * size), logger, clock, StopSignal())
 
     return run
+
+
+def silent_logger(state: TrainState) -> Logger:
+    """That of train.py, which does all its work but writes nothing."""
+    with TemporaryDirectory() as folder:
+        logger = Logger(Run(Path(folder), Path(folder)), state)
+        logger.writer.close()
+    logger.writer.failed = True  # as after a full disk
+    return logger
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,9 @@ class First:
         return self.images.batches(*arguments)
 
 
-def bare(task: Task) -> Contender:
+def bare(task: Task) -> Loop:
     """The network alone, forwards and backwards."""
-    training, _ = start(task)
-    config, model = task.config, training.network
+    config, model = task.config, start(task).network
     size, side = config.train.batch_size, config.data.image_size
     x = torch.randn(size, 1, side, side, device=task.device)
     t = torch.randint(1, 1000, (size,), device=task.device)
@@ -138,7 +144,7 @@ def bare(task: Task) -> Contender:
     return run
 
 
-def plain(task: Task) -> Contender:
+def plain(task: Task) -> Loop:
     """NCHW memory, fused attention, a DataLoader, Python loops, a loss read every step."""
     model, diffusion = build(task.config)
     diffusion = diffusion.to(task.device)
@@ -170,7 +176,7 @@ def plain(task: Task) -> Contender:
     return run
 
 
-def diffusers(task: Task) -> Contender:
+def diffusers(task: Task) -> Loop:
     """As examples/unconditional_image_generation/train_unconditional.py with --use_ema."""
     model = unet_of_diffusers(task.preset).to(task.device)
     scheduler = DDPMScheduler(1000)
@@ -238,14 +244,15 @@ def batches_of(task: Task) -> Iterator[list[Tensor]]:
         yield from loader
 
 
-def sampling_network(task: Task) -> nn.Module:
-    """The averaged network, as sample.py has it."""
-    model, _ = build(task.config)
-    ema = PowerEMA(model, 13.0, 0.9999)
-    return ema.to(task.device, memory_format=torch.channels_last)
+def sampling_model(task: Task) -> DiffusionModel:
+    """The EMA network and the process, as sample.py has them; not trained."""
+    model, diffusion = build(task.config)
+    ema = PowerEMA(model, 13.0, 0.9999).to(task.device, memory_format=torch.channels_last)
+    classes = task.config.model.num_classes
+    return DiffusionModel(ema, diffusion.to(task.device), task.config.image_shape, classes)
 
 
-CONTENDERS: dict[str, Callable[[Task], Contender]] = {
+LOOPS: dict[str, Callable[[Task], Loop]] = {
     "ours": ours,
     "checkpointed": checkpointed,
     "bare": bare,
