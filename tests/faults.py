@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, to be killed from outside; and the count of what was done.
+"""Trainings in processes of their own, to be killed from outside; and the table of faults injected.
 
 Every process is forked from a server that has imported torch once, so a trial costs its steps and
 not its imports. A counter in shared memory tells the step, so that faults hit where they are meant.
@@ -27,7 +27,7 @@ import torch._dynamo  # a second, which the first optimizer of every trial would
 import data.datasets
 import train
 from data.digits import draw_digits
-from utils import checkpoint
+from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
@@ -147,9 +147,9 @@ def child(where: str, argv: list[str], steps, hook: str, argument: int, environm
     child_prelude()
     original = train.train_step
 
-    def counted(training, *rest):
-        steps.value = training.step
-        return original(training, *rest)
+    def counted(state, x_0, y):
+        steps.value = state.step
+        return original(state, x_0, y)
 
     train.train_step = counted
     if hook:
@@ -190,7 +190,5 @@ def leftovers(where: Path) -> list[Path]:
 
 
 def result(where: Path) -> str:
-    """The hash of everything trained, bit for bit."""
-    parts = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
-    state = newest(where)
-    return checkpoint.digest({part: state[part] for part in parts})
+    """The digest of all that the newest run computed, bit for bit."""
+    return pytree.digest(checkpoint.result(newest(where)))
