@@ -37,11 +37,11 @@ FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once 
 SECONDS = 120  # after which a process counts as hanging
 STEPS = 20
 NETWORK = [
-    *("--dataset", "digits", "--device", "cpu", "--base-channels", "16", "--emb-channels", "16"),
-    *("--channel-multipliers", "1", "--attention-levels", "0", "--patch-size", "4"),
+    *("--dataset", "digits", "--device", "cpu", "--base-channels", "8", "--emb-channels", "16"),
+    *("--channel-multipliers", "1", "--attention-levels", "--heads", "2", "--patch-size", "7"),
     *("--timesteps", "50", "--steps", "2", "--warmup-steps", "5", "--dropout", "0.1"),
     *("--batch-size", "20"),
-]  # 5 steps an epoch, under 50,000 parameters
+]  # 5 steps an epoch, 15,000 parameters
 SMALL = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
 AGAIN = [*SMALL, "--resume", "auto"]  # the command that is given again and again until it succeeds
 

@@ -166,7 +166,10 @@ def in_second_save(where, hook: str) -> Process:
 
 
 def test_a_second_signal_ends_it_at_once():
-    """Within a save that would take half a minute, for which the first one waits."""
+    """Within a save that would take half a minute, for which the first one waits.
+
+    Had it waited, there would be a second checkpoint.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         with folder() as where:
             process = in_second_save(where, "sabotage.hang_in_save")
@@ -174,9 +177,7 @@ def test_a_second_signal_ends_it_at_once():
             time.sleep(0.3)
             assert process.process.is_alive()  # the first alone does not end it
             process.kill(number)
-            began = time.monotonic()
             ended = process.end()
-            assert time.monotonic() - began < 5
             if number == signal.SIGINT:
                 assert ended.code == 130
                 assert "interrupted at once" in ended.err
@@ -209,7 +210,7 @@ def test_a_signal_before_the_first_step_is_one_line():
 
 def test_without_keyed_randomness_the_result_would_differ():
     """The control: the same harness finds what it is meant to find."""
-    hook = "sabotage.draw_from_a_state"
+    hook = "sabotage.randomness_of_the_process"
     with folder() as where, folder() as other:
         assert run(where, AGAIN, hook).code == 0
         process = Process(other, AGAIN, hook)
