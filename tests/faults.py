@@ -23,14 +23,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch._dynamo  # a second, which the first optimizer of every trial would take
+import torch.utils.flop_counter
+from PIL import Image
 
 import data.datasets
 import train
 from data.digits import draw_digits
+from evaluation.features import LabeledImages, load_or_train
 from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
+Image.preinit()
 FORK = multiprocessing.get_context("forkserver")
 CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
 FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
@@ -172,6 +176,14 @@ DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}
 
 def few_digits(_root, _size, part, _download) -> data.datasets.TensorSet:
     return data.datasets.TensorSet("", "drawn", 10, *DRAWN[part])
+
+
+def store_classifier(root: Path) -> None:
+    """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
+    images = few_digits(None, 0, True, False)
+    train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
+    path = root / "classifiers" / f"digits_28_{images.fingerprint[:16]}.pt"
+    load_or_train(train_set, test_set, 10, path, steps=20)
 
 
 def checkpoints(where: Path, version: int = 0) -> dict[int, Path]:

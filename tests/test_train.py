@@ -86,7 +86,9 @@ def test_tensorboard_shows_every_panel(few_digits):
         *(f"loss_by_t/quartile_{q}" for q in (1, 2, 3, 4)),
     } <= set(tags["scalars"])
     assert {"samples", "reverse_process"} <= set(tags["images"])
-    assert {"model/text_summary", "environment/text_summary", "layers/text_summary"} <= set(tags["tensors"])
+    assert {"model/text_summary", "environment/text_summary", "layers/text_summary"} <= set(
+        tags["tensors"]
+    )
     assert [e.step for e in curves(few_digits).Scalars("train/loss")] == list(range(1, 11))
 
 
