@@ -120,18 +120,18 @@ def torchrun(where: Path, **variables: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
 def wait_for(launcher: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it printed; one that hangs is killed with its ranks."""
+    """What it printed. One that hangs is ended: at SIGTERM it kills its ranks."""
     try:
         return launcher.communicate(timeout=120)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
+        with suppress(subprocess.TimeoutExpired):
+            launcher.terminate()
+            launcher.wait(40)
+        launcher.kill()
 
 
 def survive_death(where: Path, step: int) -> bool:
