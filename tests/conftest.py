@@ -1,16 +1,13 @@
 """A run root, and a tiny data set, for every test that needs one."""
 
-import hashlib
 import os
 import signal
 from pathlib import Path
 
 import faults
 import pytest
-import torch
 
 import data.datasets
-from data.digits import draw_digits
 
 # A shell's background jobs, as CI's may be, ignore Ctrl-C, and all that is started here would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,36 +26,10 @@ def real_mnist() -> Path:
 
 @pytest.fixture
 def few_digits(monkeypatch, tmp_path) -> Path:
-    """An empty folder to run in, where `digits` has 100 images: one tenth of a second."""
-
-    def digits(_root, _size, train, _download):
-        images, labels = draw_digits(train, size=100)
-        return data.datasets.TensorSet("", "drawn", 10, images, labels)
-
-    monkeypatch.setitem(data.datasets.DATASETS, "digits", digits)
+    """An empty folder to run in, where the data set `digits` has 100 images."""
+    monkeypatch.setitem(data.datasets.DATASETS, "digits", faults.few_digits)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def content_hash(state) -> str:
-    """SHA-256 of everything a checkpoint says of the training, bit for bit."""
-    sha = hashlib.sha256()
-
-    def feed(value):
-        if isinstance(value, torch.Tensor):
-            sha.update(value.contiguous().flatten().view(torch.uint8).numpy())
-        elif isinstance(value, dict):
-            for key in value:
-                sha.update(repr(key).encode())
-                feed(value[key])
-        elif isinstance(value, list | tuple):
-            for item in value:
-                feed(item)
-        else:
-            sha.update(repr(value).encode())
-
-    feed({k: state[k] for k in ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")})
-    return sha.hexdigest()
 
 
 def pytest_sessionfinish(session) -> None:

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, to be killed from outside; and the count of what was done.
+"""Trainings in processes of their own, to be killed from outside; and the table of faults injected.
 
 Every process is forked from a server that has imported torch once, so a trial costs its steps and
 not its imports. A counter in shared memory tells the step, so that faults hit where they are meant.
@@ -23,25 +23,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch._dynamo  # a second, which the first optimizer of every trial would take
+import torch.utils.flop_counter
+from PIL import Image
 
 import data.datasets
 import train
 from data.digits import draw_digits
-from utils import checkpoint
+from evaluation.features import LabeledImages, load_or_train
+from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
+Image.preinit()
 FORK = multiprocessing.get_context("forkserver")
 CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
 FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
 SECONDS = 120  # after which a process counts as hanging
 STEPS = 20
 NETWORK = [
-    *("--dataset", "digits", "--device", "cpu", "--base-channels", "16", "--emb-channels", "16"),
-    *("--channel-multipliers", "1", "--attention-levels", "0", "--patch-size", "4"),
+    *("--dataset", "digits", "--device", "cpu", "--base-channels", "8", "--emb-channels", "16"),
+    *("--channel-multipliers", "1", "--attention-levels", "--heads", "2", "--patch-size", "7"),
     *("--timesteps", "50", "--steps", "2", "--warmup-steps", "5", "--dropout", "0.1"),
     *("--batch-size", "20"),
-]  # 5 steps an epoch, under 50,000 parameters
+]  # 5 steps an epoch, 15,000 parameters
 SMALL = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
 AGAIN = [*SMALL, "--resume", "auto"]  # the command that is given again and again until it succeeds
 
@@ -147,9 +151,9 @@ def child(where: str, argv: list[str], steps, hook: str, argument: int, environm
     child_prelude()
     original = train.train_step
 
-    def counted(training, *rest):
-        steps.value = training.step
-        return original(training, *rest)
+    def counted(state, x_0, y):
+        steps.value = state.step
+        return original(state, x_0, y)
 
     train.train_step = counted
     if hook:
@@ -174,6 +178,14 @@ def few_digits(_root, _size, part, _download) -> data.datasets.TensorSet:
     return data.datasets.TensorSet("", "drawn", 10, *DRAWN[part])
 
 
+def store_classifier(root: Path) -> None:
+    """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
+    images = few_digits(None, 0, True, False)
+    train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
+    path = root / "classifiers" / f"digits_28_{images.fingerprint[:16]}.pt"
+    load_or_train(train_set, test_set, 10, path, steps=20)
+
+
 def checkpoints(where: Path, version: int = 0) -> dict[int, Path]:
     """By step."""
     return checkpoint.steps(where / f"Logs_Checkpoints/checkpoints/version_{version}")
@@ -190,7 +202,5 @@ def leftovers(where: Path) -> list[Path]:
 
 
 def result(where: Path) -> str:
-    """The hash of everything trained, bit for bit."""
-    parts = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
-    state = newest(where)
-    return checkpoint.digest({part: state[part] for part in parts})
+    """The digest of all that the newest run computed, bit for bit."""
+    return pytree.digest(checkpoint.result(newest(where)))

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
+from sabotage import before_step
 
 import data.datasets
-import judge
 import train
-from utils.distributed import Ranks
+from utils.distributed import Ranks, share
 
 Main = Callable[[list[str]], int]
 
@@ -52,7 +52,6 @@ def script(world: int, main: Main, argv: list[str]) -> list[int | None]:
 def script_child(variables: dict[str, str], main: Main, argv: list[str]) -> None:
     os.environ.update(variables)
     child_prelude()
-    judge.STEPS = 20  # seconds, not minutes
     sys.exit(main(argv))
 
 
@@ -70,8 +69,8 @@ def free_port() -> int:
 
 
 def same_noise(_: int) -> None:
-    """A fault: every rank takes the first rows of what is drawn for all."""
-    Ranks.part = lambda ranks, rows: rows[: len(rows.tensor_split(ranks.world)[ranks.rank])]
+    """A fault: every rank takes the first rows of what is sampled for the global batch."""
+    Ranks.part = lambda ranks, rows: rows[: len(share(rows, ranks.rank, ranks.world))]
 
 
 def other_images(_: int) -> None:
@@ -83,25 +82,13 @@ def other_images(_: int) -> None:
 
 def slow(_: int) -> None:
     """Steps that last long enough for a signal to arrive within one."""
-    original = train.train_step
-
-    def train_step(*arguments):
-        time.sleep(0.1)
-        return original(*arguments)
-
-    train.train_step = train_step
+    before_step(lambda _: time.sleep(0.1))
 
 
 def at_step(step: int, number: int, rank: str) -> None:
     """This signal to this rank in the middle of this step."""
-    original = train.train_step
-
-    def train_step(training, *rest):
-        if training.step == step and os.environ.get("RANK", "0") == rank:
-            os.kill(os.getpid(), number)
-        return original(training, *rest)
-
-    train.train_step = train_step
+    own = os.environ.get("RANK", "0") == rank
+    before_step(lambda state: own and state.step == step and os.kill(os.getpid(), number))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What tests/faults.py breaks in a training of its own process, each from the inside.
+"""The faults that tests/faults.py injects into a training of its own process, from the inside.
 
 Every function takes one number, and is called before the training starts.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch.utils import tensorboard
 
-import data.sets
+import data.datasets
+import data.image_set
 import train
 from utils import checkpoint, runs
 
@@ -36,32 +37,32 @@ def nth(n: int, original, instead):
     return wrapper
 
 
-def in_save(patch) -> None:
-    """Apply the patch within checkpoint.save alone, not while other files are written."""
-    original = checkpoint.save
+def before_step(action) -> None:
+    """Call action(state) at the beginning of every step."""
+    original = train.train_step
 
-    def save(path, state):
-        with patch():
-            return original(path, state)
+    def train_step(state, x_0, y):
+        action(state)
+        return original(state, x_0, y)
 
-    checkpoint.save = save
+    train.train_step = train_step
+
+
+# Inside a save.
 
 
 def within_save(module, name: str, n: int, instead) -> None:
-    """Inside the n-th save, ``module.name`` is ``instead``."""
-    calls = 0
-    original = getattr(module, name)
+    """``module.name`` is ``instead`` in the n-th checkpoint.save, and in no other write."""
+    save, original = checkpoint.save, getattr(module, name)
 
-    @contextmanager
-    def patch():
-        nonlocal calls
-        calls += 1
-        if calls == n:
-            setattr(module, name, instead)
-        yield
-        setattr(module, name, original)
+    def broken(path, state):
+        setattr(module, name, instead)
+        try:
+            return save(path, state)
+        finally:
+            setattr(module, name, original)
 
-    in_save(patch)
+    checkpoint.save = nth(n, save, broken)
 
 
 def die_half_written(n: int) -> None:
@@ -133,131 +134,27 @@ def save_in_place(n: int) -> None:
     die_half_written(n)
 
 
-def draw_from_a_state(_: int) -> None:
-    """A control: randomness that goes on instead of being keyed."""
-    shared = torch.Generator().manual_seed(0)
-    train.generator = lambda *_: shared
-
-
-def log_without_purge(_: int) -> None:
-    """A control: curves that do not say where they go on."""
-    original = tensorboard.SummaryWriter
-    tensorboard.SummaryWriter = lambda folder, **_: original(folder)
-
-
-def file_size_limit(limit: int) -> None:
-    """No file may grow past this size: a real write that fails, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-
 def full_disk(n: int) -> None:
     """The n-th checkpoint goes to /dev/full, where every write fails with ENOSPC."""
-    original, calls = checkpoint.save, 0
+    save = checkpoint.save
 
-    def save(path, state):
-        nonlocal calls
-        calls += 1
-        if calls == n:
-            os.symlink("/dev/full", path.with_name(f".{path.name}.{os.getpid()}.partial"))
-        return original(path, state)
+    def to_full(path, state):
+        os.symlink("/dev/full", path.with_name(f".{path.name}.{os.getpid()}.partial"))
+        return save(path, state)
 
-    checkpoint.save = save
-
-
-def at_step(step: int, action) -> None:
-    """Call action(run folders) when this step begins."""
-    original, folders = train.train_step, []
-    only_writer = runs.only_writer
-
-    def noted(folder):
-        folders.append(runs.run_of(folder / "x"))
-        return only_writer(folder)
-
-    def train_step(training, *rest):
-        if training.step == step and folders:
-            action(folders.pop())
-        return original(training, *rest)
-
-    runs.only_writer, train.train_step = noted, train_step
-
-
-def remove_checkpoints(step: int) -> None:
-    at_step(step, lambda run: shutil.rmtree(run.checkpoints))
-
-
-def remove_logs(step: int) -> None:
-    at_step(step, lambda run: shutil.rmtree(run.logs))
-
-
-def be_nobody(_: int) -> None:
-    """Root may write everywhere; nobody may not."""
-    if os.getuid() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-
-
-def broken_images(first: int) -> None:
-    """From this step on the images are NaN."""
-    poison_images(lambda step: step >= first)
-
-
-def broken_images_once(step: int) -> None:
-    """In this step and in no other."""
-    poison_images(lambda now: now == step)
-
-
-def broken_images_twice(first: int) -> None:
-    """In this step and the next, and in no other."""
-    poison_images(lambda step: step in (first, first + 1))
-
-
-def poison_images(broken) -> None:
-    original = train.train_step
-
-    def train_step(state, x_0, y):
-        x_0 = x_0 * float("nan") if broken(state.step) else x_0
-        return original(state, x_0, y)
-
-    train.train_step = train_step
-
-
-def infinite_loss(first: int) -> None:
-    """From this step on the loss is infinite while the gradient would be finite."""
-    original = train.train_step
-
-    def train_step(training, *rest):
-        if training.step >= first:
-            diffusion = training.diffusion
-            losses = type(diffusion).losses
-            diffusion.losses = lambda *a: losses(diffusion, *a) + float("inf")
-        return original(training, *rest)
-
-    train.train_step = train_step
-
-
-def broken_weight(step: int) -> None:
-    """A weight becomes NaN by itself, as by a memory fault."""
-    original = train.train_step
-
-    def train_step(training, *rest):
-        if training.step == step:
-            with torch.no_grad():
-                next(training.model.parameters()).view(-1)[0] = float("nan")
-        return original(training, *rest)
-
-    train.train_step = train_step
+    checkpoint.save = nth(n, save, to_full)
 
 
 def slow_save(n: int, seconds: float) -> None:
-    """The n-th checkpoint takes this long to write, and says by a file that it began."""
-    original = checkpoint.torch.save
+    """The n-th checkpoint takes this long to write; the file ``saving`` appears as it begins."""
+    save = checkpoint.save
 
-    def slow(*arguments):
+    def slow(path, state):
         Path("saving").touch()
         time.sleep(seconds)
-        return original(*arguments)
+        return save(path, state)
 
-    checkpoint.torch.save = nth(n, original, slow)
+    checkpoint.save = nth(n, save, slow)
 
 
 def sleep_in_save(n: int) -> None:
@@ -270,59 +167,157 @@ def hang_in_save(n: int) -> None:
     slow_save(n, 30.0)
 
 
-def stop_at(step: int) -> None:
-    """SIGTERM comes while this step is under way."""
-    before_step(lambda training: training.step == step and os.kill(os.getpid(), signal.SIGTERM))
+# Controls: programs without a property that ours has.
 
 
-def stop_once_planned(_: int) -> None:
-    """SIGTERM comes in the first step after the speed is known."""
-    before_step(lambda training: training.schedule and os.kill(os.getpid(), signal.SIGTERM))
+def randomness_of_the_process(_: int) -> None:
+    """Keys count the steps of this process, so that a resumed one repeats the first ones."""
+    original, taken = train.train_step, 0
+
+    def train_step(state, x_0, y):
+        nonlocal taken
+        taken += 1
+        keyed = state.config
+        state.config = keyed.override(seed=taken)
+        try:
+            return original(state, x_0, y)
+        finally:
+            state.config = keyed
+
+    train.train_step = train_step
 
 
-def explode(step: int) -> None:
-    """From this step on the learning rate is absurd."""
+def log_without_purge(_: int) -> None:
+    """Curves without the step from which they replace earlier ones."""
+    original = tensorboard.SummaryWriter
+    tensorboard.SummaryWriter = lambda folder, **_: original(folder)
 
-    def absurd(training) -> None:
-        if training.step == step:
-            for group in (group for o in training.optimizers for group in o.param_groups):
-                group["initial_lr"] = 1e20
 
-    before_step(absurd)
+# The machine.
+
+
+def file_size_limit(limit: int) -> None:
+    """No file may grow past this size: a real write that fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def remove_checkpoints(step: int) -> None:
+    before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).checkpoints))
+
+
+def remove_logs(step: int) -> None:
+    before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).logs))
+
+
+def run_of(state) -> runs.Run:
+    """The run of a training that has saved a checkpoint."""
+    return runs.run_of(state.saved)
+
+
+def be_nobody(_: int) -> None:
+    """Root may write everywhere; nobody may not."""
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
 
 
 def workers(n: int) -> None:
     """So many processes read the images."""
-    data.sets.workers = lambda: n
+    data.image_set.num_workers = lambda: n
 
 
 def kill_a_worker(step: int) -> None:
     """One of the processes that read the images dies when this step begins."""
 
-    def kill(training) -> None:
-        if training.step == step:
+    def kill(state) -> None:
+        if state.step == step:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             time.sleep(0.3)  # so that its death is noticed within the step, not while waiting
 
     before_step(kill)
 
 
-def before_step(action) -> None:
-    """Call action(training) at the beginning of every step."""
+# Numbers that are not finite.
+
+
+def broken_images(first: int) -> None:
+    """From this step on the images are NaN."""
+    break_images(lambda step: step >= first)
+
+
+def broken_images_once(step: int) -> None:
+    """In this step and in no other."""
+    break_images(lambda now: now == step)
+
+
+def broken_images_twice(first: int) -> None:
+    """In this step and the next, and in no other."""
+    break_images(lambda step: step in (first, first + 1))
+
+
+def break_images(broken) -> None:
     original = train.train_step
 
-    def train_step(training, *rest):
-        action(training)
-        return original(training, *rest)
+    def train_step(state, x_0, y):
+        x_0 = x_0 * float("nan") if broken(state.step) else x_0
+        return original(state, x_0, y)
 
     train.train_step = train_step
 
 
+def infinite_loss(first: int) -> None:
+    """From this step on the loss is infinite while the gradient would be finite."""
+
+    def add_infinity(state) -> None:
+        if state.step >= first:
+            diffusion = state.diffusion
+            losses = type(diffusion).losses
+            diffusion.losses = lambda *a: losses(diffusion, *a) + float("inf")
+
+    before_step(add_infinity)
+
+
+def broken_weight(step: int) -> None:
+    """A weight becomes NaN by itself, as by a memory fault."""
+
+    def set_nan(state) -> None:
+        if state.step == step:
+            with torch.no_grad():
+                next(state.model.parameters()).view(-1)[0] = float("nan")
+
+    before_step(set_nan)
+
+
+def explode(step: int) -> None:
+    """From this step on the learning rate is absurd."""
+
+    def absurd(state) -> None:
+        if state.step == step:
+            for group in (group for o in state.optimizers for group in o.param_groups):
+                group["initial_lr"] = 1e20
+
+    before_step(absurd)
+
+
+# Signals.
+
+
+def stop_at(step: int) -> None:
+    """SIGTERM comes while this step is under way."""
+    before_step(lambda state: state.step == step and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def stop_once_scheduled(_: int) -> None:
+    """SIGTERM comes in the first step after the throughput, and so the schedule, is known."""
+    before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
+
+
 def interrupt_while_opening_data(_: int) -> None:
-    original = train.load_data
+    """SIGINT comes before the first step."""
+    original = data.datasets.DATASETS["digits"]
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    train.load_data = interrupted
+    data.datasets.DATASETS["digits"] = interrupted

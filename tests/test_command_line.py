@@ -7,11 +7,18 @@ import resource
 import time
 
 import pytest
-from faults import AGAIN, FORK, child_prelude, count, folder, run, two_at_a_time
+from faults import (
+    AGAIN,
+    FORK,
+    child_prelude,
+    count,
+    folder,
+    run,
+    store_classifier,
+    two_at_a_time,
+)
 
-import bound
 import evaluate
-import judge
 import sample
 import train
 from config import PRESETS
@@ -63,7 +70,7 @@ def cases(script, ckpt: str, every: int) -> list[list[str]]:
 def attempt(script, argv: list[str]) -> str | None:
     """What is wrong with how the script answers; None where nothing is."""
     out, err = io.StringIO(), io.StringIO()
-    began = time.monotonic()
+    began = time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = script.main(argv)
@@ -73,7 +80,7 @@ def attempt(script, argv: list[str]) -> str | None:
             return f"raised {e!r}"
     lines = err.getvalue().splitlines()
     there = set(os.listdir())
-    if time.monotonic() - began > 20:
+    if time.process_time() - began > 20:
         return "took long"
     if code == 2 and (len(lines) != 1 or there):
         return f"said {lines} and left {there}"
@@ -87,7 +94,6 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
     child_prelude()
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
     script = {"train": train, "sample": sample, "evaluate": evaluate}[name]
-    judge.STEPS, bound.GRID = 10, 20  # seconds, not minutes
     with open(report, "w") as file:
         for argv in cases(script, ckpt, every)[half::2]:
             with folder() as where:
@@ -105,6 +111,7 @@ def test_nonsense_is_answered_in_one_line(name, every, tmp_path):
     with folder() as where:
         assert run(where, AGAIN).code == 0
         ckpt = str(where / "Logs_Checkpoints/checkpoints/version_0")
+        store_classifier(where / "Logs_Checkpoints")
 
         def half(i: int):
             report, tried = tmp_path / str(i), FORK.RawArray("l", 2)

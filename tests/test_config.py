@@ -1,8 +1,9 @@
-"""Sections are signatures, presets rebuild, bad values are one line."""
+"""Sections are signatures, choices are registries, presets rebuild, bad values are one line."""
 
 import inspect
 import json
 from dataclasses import asdict, fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -16,9 +17,10 @@ from config import (
     DiffusionConfig,
     ModelConfig,
     Parser,
-    add_options,
+    SampleConfig,
 )
-from models import UNet
+from models import NORMS, UNet
+from training.optim import DECAYS, OPTIMIZERS
 
 SECTIONS = list(vars(Config()).values())
 
@@ -38,11 +40,42 @@ def test_sections_are_the_keyword_arguments_of_what_they_configure(
     assert {f.name for f in fields(section)} == parameters
 
 
-def test_sample_section_holds_every_option_of_every_sampler():
-    names = {f.name for f in fields(PRESETS["mnist"].sample)}
-    for sampler in diffusion.SAMPLERS.values():
-        own = inspect.signature(sampler).parameters.values()
-        assert {p.name for p in own if p.kind is p.KEYWORD_ONLY} <= names
+REGISTRIES = {
+    "dataset": set(data.DATASETS),
+    "norm": set(NORMS),
+    "schedule": {*diffusion.SCHEDULES, "manual"},
+    "prediction": set(diffusion.PREDICTIONS),
+    "loss": set(diffusion.LOSSES),
+    "optimizer": set(OPTIMIZERS),
+    "decay": set(DECAYS),
+    "sampler": set(diffusion.SAMPLERS),
+    "variance": set(diffusion.VARIANCES),
+    "precision": {"auto", "bf16", "fp32"},
+    "compile": {"auto", "on", "off"},
+}
+
+
+def test_the_choices_of_every_field_are_those_of_its_registry():
+    choices = {
+        name: get_args(kind)
+        for section in SECTIONS
+        for name, kind in get_type_hints(type(section)).items()
+        if get_origin(kind) is Literal
+    }
+    assert {name: set(values) for name, values in choices.items()} == REGISTRIES
+    assert all(len(set(values)) == len(values) for values in choices.values())
+
+
+@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+def test_the_sample_section_knows_which_options_are_whose(sampler):
+    """Every option has a field, and one that the sampler alone has names it."""
+    options = {name: diffusion.options_of(name) for name in diffusion.SAMPLERS}
+    owner = {f.name: f.metadata["sampler"] for f in fields(SampleConfig)}
+    assert options[sampler] <= owner.keys()
+    for name in options[sampler]:
+        shared = all(name in own for own in options.values())
+        assert owner[name] == (None if shared else sampler)
+    assert {name for name in owner if owner[name] == sampler} <= options[sampler]
 
 
 def test_field_names_are_unique_across_sections():
@@ -52,7 +85,7 @@ def test_field_names_are_unique_across_sections():
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_a_stored_configuration_rebuilds_itself(config):
-    config.check({})
+    config.check()
     assert Config.from_dict(asdict(config)) == config
     json.dumps(asdict(config))
 
@@ -72,12 +105,13 @@ def test_unknown_fields_are_refused():
 )
 def test_values_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field.replace("_", "-")):
-        Config().override(**{field: value}).check({})
+        Config().override(**{field: value}).check()
 
 
 def parser() -> Parser:
     made = Parser(prog="x")
-    add_options(made, SECTIONS, {"sampler": ["ddim", "ddpm"]})
+    for section in SECTIONS:
+        made.add_section(section)
     return made
 
 
@@ -114,15 +148,36 @@ def test_help_shows_every_flag_with_its_default():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("heads", "x"), ("heads", 4.0), ("clip", 1), ("steps", True), ("lr", "1"), ("alphas", [0.5])],
+    [("heads", 4.0), ("clip", 1), ("steps", True), ("lr", "1"), ("alphas", [0.5])],
 )
 def test_a_stored_value_of_another_type_is_one_line(field, value):
     with pytest.raises(ConfigError, match=f"--{field} must not be"):
-        Config().override(**{field: value}).check({})
+        Config().override(**{field: value}).check()
 
 
 def test_a_stored_name_that_this_release_lacks_is_one_line():
-    choices = {"sampler": ["ddpm", "ddim"]}
-    Config().check(choices)  # control
-    with pytest.raises(ConfigError, match="--sampler must be one of ddim, ddpm, got 'next'"):
-        Config().override(sampler="next").check(choices)
+    Config().check()  # control
+    with pytest.raises(ConfigError, match=r"--sampler must be one of ddim, .*, got 'next'"):
+        Config().override(sampler="next").check()
+
+
+SAMPLING = [
+    ({"steps": 1001}, "--steps must be in 1 ... 1000"),
+    ({"sampler": "ddpm", "eta": 0.5}, "--eta has no effect on --sampler ddpm"),
+    ({"sampler": "ddim", "variance": "beta"}, "--variance has no effect on --sampler ddim"),
+    ({"guidance": 1.0, "guidance_interval": (0.1, 0.2)}, "has no effect on --guidance 1"),
+    ({"guidance_interval": (0.8, 0.2)}, "takes two numbers"),
+]
+
+
+@pytest.mark.parametrize(("typed", "message"), SAMPLING)
+def test_settings_of_sampling_without_effect_are_refused(typed, message):
+    with pytest.raises(ConfigError, match=message):
+        Config().override(**typed).check_sampling(typed)
+
+
+def test_settings_of_sampling_with_effect_are_taken():
+    """The control of the test above; what was not typed has no need of an effect."""
+    for typed in ({"steps": 1000}, {"sampler": "ddim", "eta": 0.5}, {"guidance": 2.0}):
+        Config().override(**typed).check_sampling(typed)
+    Config().override(sampler="ddpm", eta=0.5).check_sampling(["sampler"])

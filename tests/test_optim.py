@@ -1,4 +1,4 @@
-"""Muon, the plan of the learning rate, the average of the weights."""
+"""Muon, the learning-rate schedule, the EMA of the weights."""
 
 from dataclasses import asdict
 from itertools import pairwise
@@ -9,8 +9,8 @@ from torch import nn
 
 from config import ModelConfig
 from models import UNet
-from models.ema import PowerEMA as PowerAverage
-from training.optim import DECAYS, MATRIX_LR, LRSchedule as Plan, Muon, muon, orthogonalize
+from models.ema import PowerEMA
+from training.optim import DECAYS, MATRIX_LR, LRSchedule, Muon, muon, orthogonalize
 
 
 def newton_schulz(G: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_muon_is_that_of_torch(shape):
     assert (plain - expected).abs().max() > 4e-3  # control
 
 
-def test_matrices_go_at_ten_times_the_rate():
+def test_matrices_have_ten_times_the_learning_rate():
     model = UNet(**{**asdict(ModelConfig()), "num_classes": 10})
     matrices, rest = muon(model, 1e-3, 0.0)
     assert (matrices.param_groups[0]["lr"], rest.param_groups[0]["lr"]) == (1e-2, 1e-3)
@@ -94,7 +94,7 @@ def test_matrices_go_at_ten_times_the_rate():
     assert counted == len(list(model.parameters()))
 
 
-def test_muon_goes_on_from_its_state():
+def test_muon_continues_from_its_state():
     def steps(optimizer, p, gradients):
         for g in gradients:
             p.grad = g.clone()
@@ -116,9 +116,9 @@ def test_muon_goes_on_from_its_state():
         assert torch.equal(broken, unbroken) == restore  # without the state: the control
 
 
-def test_the_plan_rises_falls_and_ends():
-    plan = Plan.over(1000, 100, "cosine")
-    factors = [plan.factor(step) for step in range(1, 1001)]
+def test_the_schedule_rises_falls_and_ends():
+    schedule = LRSchedule.over(1000, 100, "cosine")
+    factors = [schedule.factor(step) for step in range(1, 1001)]
     assert factors[:100] == [(i + 1) / 100 for i in range(100)]
     assert max(factors) == factors[99] == 1
     assert all(a > b for a, b in pairwise(factors[99:]))
@@ -127,15 +127,15 @@ def test_the_plan_rises_falls_and_ends():
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("total", [1, 2, 3, 50])
-def test_short_plans_have_a_positive_rate_at_every_step(decay, total):
-    plan = Plan.over(total, 100, decay)
-    assert all(0 < plan.factor(step) <= 1 for step in range(1, total + 1))
+def test_short_schedules_have_a_positive_rate_at_every_step(decay, total):
+    schedule = LRSchedule.over(total, 100, decay)
+    assert all(0 < schedule.factor(step) <= 1 for step in range(1, total + 1))
 
 
-def test_the_average_of_a_ramp_is_the_closed_form():
+def test_the_ema_of_a_ramp_is_the_closed_form():
     """With power g the weight of update k of n is proportional to k^g (Karras et al. 2024)."""
     model, power, n = nn.Linear(1, 1, bias=False), 3.0, 200
-    ema = PowerAverage(model, power, max_decay=1.0)
+    ema = PowerEMA(model, power, max_decay=1.0)
     for k in range(1, n + 1):
         nn.init.constant_(model.weight, float(k))
         ema.update_parameters(model)
@@ -143,9 +143,9 @@ def test_the_average_of_a_ramp_is_the_closed_form():
     assert ema.module.weight.item() == pytest.approx(expected, rel=0.01)
 
 
-def test_no_averaging_follows_the_model():
+def test_a_decay_of_zero_copies_the_weights():
     model = nn.Linear(1, 1, bias=False)
-    ema = PowerAverage(model, 13.0, max_decay=0.0)
+    ema = PowerEMA(model, 13.0, max_decay=0.0)
     for k in (1.0, 2.0, 3.0):
         nn.init.constant_(model.weight, k)
         ema.update_parameters(model)
@@ -154,9 +154,9 @@ def test_no_averaging_follows_the_model():
     assert not ema.training
 
 
-def test_the_cap_bounds_the_length_of_the_average():
+def test_the_largest_decay_bounds_the_averaging_window():
     model = nn.Linear(1, 1, bias=False)
-    ema = PowerAverage(model, 0.0, max_decay=0.5)  # on a ramp, decay d lags by d / (1 - d) = 1
+    ema = PowerEMA(model, 0.0, max_decay=0.5)  # on a ramp, decay d lags by d / (1 - d) = 1
     for k in range(1, 101):
         nn.init.constant_(model.weight, float(k))
         ema.update_parameters(model)

@@ -1,4 +1,4 @@
-"""Where a resumed run goes on, and what it does with what was there."""
+"""Where a resumed run continues, and what it does with the files that are there."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_going_back_to_an_older_checkpoint_keeps_the_newer_ones_out_of_the_way()
         assert newest(where)["step"] == STEPS
         assert newest(where)["config"]["train"]["lr"] == 1e-3
         assert new.with_name(f"{new.name}.replaced").read_bytes() == was
-        count("resumed from an older checkpoint", 1, 1, "the newer one renamed, auto goes on")
+        count("resumed from an older checkpoint", 1, 1, "the newer one renamed, auto continues")
 
 
 def test_resuming_the_newest_checkpoint_renames_nothing():
@@ -58,7 +58,7 @@ def test_resuming_the_newest_checkpoint_renames_nothing():
 def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_version():
     with folder() as where:
         assert run(where, [*SMALL, "--max-steps", "10"]).code == 0
-        copy = where / "elsewhere" / checkpoint.name(10)
+        copy = where / "elsewhere" / checkpoint.filename(10)
         copy.parent.mkdir()
         copy.write_bytes(checkpoints(where)[10].read_bytes())
         before = contents(copy.parent) | contents(where / "Logs_Checkpoints")
@@ -73,18 +73,18 @@ def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_version():
         assert not leftovers(where)
 
 
-def test_the_same_minutes_again_keep_the_plan():
+def test_the_same_minutes_again_keep_the_schedule():
     """A scheduler that gives the command again does not begin to count anew."""
-    flags = [*NETWORK, "--max-minutes", "0.1", "--resume", "auto"]
+    flags = [*NETWORK, "--max-minutes", "0.05", "--resume", "auto"]
     with folder() as where:
-        ended = run(where, flags, "sabotage.stop_once_planned")
+        ended = run(where, flags, "sabotage.stop_once_scheduled")
         assert ended.code == 143, ended.err
-        plan = newest(where)["scheduler"]
-        assert newest(where)["step"] < plan["total_steps"]
+        schedule = newest(where)["scheduler"]
+        assert newest(where)["step"] < schedule["total_steps"]
         ended = run(where, flags)
         assert ended.code == 0, ended.err
-        assert newest(where)["scheduler"] == plan
-        assert newest(where)["step"] == plan["total_steps"]
+        assert newest(where)["scheduler"] == schedule
+        assert newest(where)["step"] == schedule["total_steps"]
 
 
 def test_a_skipped_step_does_not_keep_the_run_from_saving():
@@ -95,4 +95,4 @@ def test_a_skipped_step_does_not_keep_the_run_from_saving():
         assert ended.code == 0, ended.err
         assert "not finite, so skipped: step 7" in ended.err
         assert newest(where)["step"] == STEPS
-        count("NaN in one step, saved in the next", 1, 1, "the step skipped, the run goes on")
+        count("NaN in one step, saved in the next", 1, 1, "the step skipped, the run continues")

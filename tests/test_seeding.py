@@ -1,7 +1,9 @@
-"""Randomness is a function of its keys."""
+"""Randomness is a function of its keys, and leaves the global generator alone."""
 
 import torch
 
+from config import PRESETS
+from training.state import build
 from utils.seeding import generator, image_noise, mix, permutation
 
 
@@ -38,3 +40,17 @@ def test_drawing_does_not_touch_the_global_state():
     permutation(10, 0, 0)
     image_noise(0, [0, 1], (1, 2, 2), torch.device("cpu"))()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_building_a_network_does_not_touch_the_global_state():
+    """Its weights depend on the seed alone."""
+    smoke = PRESETS["smoke"].override(num_classes=10)
+    networks = []
+    for seed, config in ((1, smoke), (2, smoke), (1, smoke.override(seed=1))):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        networks.append(build(config)[0].state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    first, second, other = (network["stem.weight"] for network in networks)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)  # control

@@ -54,7 +54,11 @@ def digest(content: Any) -> str:
 def differing(a: Any, b: Any) -> list[str]:
     """The names of the leaves that are not equal bit for bit, or are in one of the two alone."""
     leaves = [
-        {name: digest(value) for name, value in walk(tree) if not isinstance(value, dict | list)}
+        {
+            name: digest(value)
+            for name, value in walk(tree)
+            if not (isinstance(value, dict | list) and value)  # an empty one is a leaf too
+        }
         for tree in (a, b)
     ]
     names = dict.fromkeys([*leaves[0], *leaves[1]])
