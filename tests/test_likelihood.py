@@ -16,27 +16,15 @@ from gaussian_world import GaussianWorld
 from torch.distributions import Normal
 
 from diffusion import (
-<<<<<<< HEAD
-    VARIANCES,
-    GaussianDiffusion,
-    bounds,
-    last_variances,
-=======
     GaussianDiffusion,
     last_variances,
     likelihood,
->>>>>>> wt-b
     make_alphas,
     uniform_grid,
     x0_errors,
 )
-<<<<<<< HEAD
-from diffusion.likelihood import CHUNK, discretised_nll, estimate, fit_variance
-from diffusion.samplers import ddpm
-=======
 from diffusion.likelihood import bounds, discretised_nll, fit_variance
 from diffusion.samplers import VARIANCES, ddpm
->>>>>>> wt-b
 
 M, S = 0.3, 0.1
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -126,7 +114,7 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_sampled_terms_have_the_mean_of_all_terms(first):
+def test_the_drawn_terms_are_those_of_all_on_average(first):
     diffusion = process(T=60, first_timestep=first)
     diffusion.x0_error = unknown(diffusion)
     steps = 60 - first + 1
@@ -134,12 +122,12 @@ def test_sampled_terms_have_the_mean_of_all_terms(first):
     for name in VARIANCES:
         error = 3 * math.hypot(some[name]["se"], every[name]["se"])
         assert some[name]["kl"] == pytest.approx(every[name]["kl"], abs=error)
-    assert some["optimal"]["se"] > every["optimal"]["se"]  # sampling costs accuracy
+    assert some["optimal"]["se"] > every["optimal"]["se"]  # drawing costs accuracy
     assert some["optimal"]["kl"] != every["optimal"]["kl"]
 
 
 class Imperfect:
-    """Of two kinds of images, halves one: a network that is wrong by more than noise."""
+    """Of two kinds of images, sees one as grey: a network that is wrong by more than noise."""
 
     def __init__(self, diffusion):
         self.right = GaussianWorld(diffusion, M, S)
@@ -192,18 +180,11 @@ def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(step
         return torch.randn(40_000, 1, generator=g)
 
     grid = uniform_grid(diffusion, steps)
-<<<<<<< HEAD
-    spread = {}
-    for variance in VARIANCES:
-        states = ddpm(world, diffusion, randn(), grid, randn, clip=False, variance=variance)
-        spread[variance] = list(states)[-2].std() / world.std(grid[-2])
-=======
     t = grid[-2]
     spread = {}
     for variance in VARIANCES:
         states = ddpm(world, diffusion, randn(), grid, randn, clip=False, variance=variance)
         spread[variance] = list(states)[-2].std() / world.std(t)
->>>>>>> wt-b
     assert spread["optimal"] == pytest.approx(1, abs=0.015)
     assert spread["posterior"] < 0.985 or steps == 2
 
@@ -238,20 +219,6 @@ def test_the_fitted_variance_is_that_of_the_errors():
         assert fitted.sqrt().item() == pytest.approx(sigma, rel=0.03)
 
 
-<<<<<<< HEAD
-def test_estimates_do_not_depend_on_the_chunks():
-    """Of 500 images: two chunks, each with its own t, labels and noise."""
-    diffusion, (x_0, _) = process(prediction="v"), images(500)
-    model, y = Imperfect(diffusion), torch.arange(500) % 2
-    t = torch.arange(500) % 200 + 1
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(4))
-    x_t = diffusion.q_sample(x_0, t, noise)
-    at_once = diffusion.predict_x0(model(x_t, t, y), x_t, t)
-    assert len(x_0) > CHUNK
-    torch.testing.assert_close(estimate(model, diffusion, x_0, y, t, noise, False), at_once)
-    swapped = estimate(model, diffusion, x_0, 1 - y, t, noise, False)
-    assert not torch.allclose(swapped, at_once)  # control
-=======
 def test_the_chunks_do_not_matter(monkeypatch):
     diffusion = process()
     diffusion.x0_error = unknown(diffusion)
@@ -260,4 +227,3 @@ def test_the_chunks_do_not_matter(monkeypatch):
     parts = bound(diffusion, 20)
     for name in VARIANCES:
         assert parts[name] == pytest.approx(whole[name])
->>>>>>> wt-b
