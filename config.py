@@ -1,7 +1,7 @@
-"""Every choice a run can make, as frozen dataclasses, and the command line made from them.
+"""All settings of a run as frozen dataclasses, and the command line made from them.
 
-One section per package; a section's fields are exactly the keyword arguments of what it
-configures, so that a checkpoint which stores ``asdict(config)`` can rebuild all of it.
+One section per package. All but TrainConfig hold exactly the keyword arguments of what they
+configure, so that a checkpoint which stores ``asdict(config)`` can rebuild all of it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from utils.errors import InputError
 
 
 class ConfigError(InputError):
-    """A setting that cannot work; one line: what was wrong and what to do."""
+    """An invalid setting; one line: what was wrong and what to do."""
 
 
 def option(
@@ -27,8 +27,8 @@ def option(
 ) -> Any:
     """A field whose help is both its comment and its --help line, with the range it accepts.
 
-    typed: whether it has a flag; what follows from the data has none. sampler: the only one that
-    has this option.
+    typed: whether it has a flag; values derived from the data have none. sampler: the one that the
+    option belongs to.
     """
     metadata = {"help": help, "least": least, "most": most, "typed": typed, "sampler": sampler}
     return field(default=default, metadata=metadata)
@@ -39,20 +39,22 @@ def option(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Keyword arguments of data.load."""
+    """Keyword arguments of data.load_splits."""
 
     dataset: Literal[
         "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "flowers102", "folder", "digits"
     ] = option("mnist", "data set; folder: one folder of images per class; digits: drawn by code")
     data_root: str = option("datasets", "folder that holds, or receives, the images")
-    image_size: int = option(0, "side in pixels, small ones are padded; 0: the set's", 0, 4096)
+    image_size: int = option(
+        0, "side in pixels; smaller images are padded; 0: the data set's own (folders: 64)", 0, 4096
+    )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Keyword arguments of models.UNet."""
 
-    image_channels: int = option(1, "as the data set has", 1, 4, typed=False)
+    image_channels: int = option(1, "image channels, from the data set", 1, 4, typed=False)
     base_channels: int = option(32, "channels of the finest level", 4, 4096)
     channel_multipliers: tuple[int, ...] = option(
         (1, 2), "channels of each level, finest first, as multiples of the base channels", 1, 64
@@ -68,7 +70,9 @@ class ModelConfig:
         "layer", "normalization: layer (over channels, fast on a CPU) or group (the original's)"
     )
     dropout: float = option(0.0, "dropout probability inside residual blocks", 0, 0.99)
-    num_classes: int = option(-1, "classes to condition on; 0: none, -1: all there are", -1, 10**5)
+    num_classes: int = option(
+        -1, "classes to condition on; 0: unconditional, -1: all of the data set", -1, 10**5
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class DiffusionConfig:
         "cosine", "noise schedule; manual takes --alphas"
     )
     timesteps: int = option(1000, "T, the number of diffusion steps", 2, 10**5)
-    alphas: tuple[float, ...] = option((), "alpha_1 ... alpha_T by hand, or @FILE of one a line", 0)
+    alphas: tuple[float, ...] = option(
+        (), "alpha_1 ... alpha_T by hand, or @FILE with one per line", 0
+    )
     prediction: Literal["v", "eps", "x0"] = option(
         "v", "parameterization of the network's output: v, the noise, or the clean image"
     )
@@ -101,7 +107,9 @@ class DiffusionConfig:
 class TrainConfig:
     """How train.py optimizes."""
 
-    epochs: int = option(30, "passes over the training set; 0: as --max-steps/-minutes allow", 0)
+    epochs: int = option(
+        30, "passes over the training set; 0: limited by --max-steps or --max-minutes", 0
+    )
     batch_size: int = option(32, "images per step, over all ranks", 1)
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"
@@ -121,15 +129,17 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto", "bf16 autocast, or fp32 (on CUDA TF32); auto: by hardware"
     )
-    seed: int = option(0, "of weights, order, t and noise", 0, 2**63 - 1)
-    max_steps: int = option(0, "end after this many steps, learning rate and all; 0: no limit", 0)
-    max_minutes: float = option(0.0, "fit the run into about these minutes; 0: no limit", 0, 1e6)
+    seed: int = option(0, "random seed of weights, order, t and noise", 0, 2**63 - 1)
+    max_steps: int = option(0, "steps of the run and of its learning-rate schedule; 0: no limit", 0)
+    max_minutes: float = option(
+        0.0, "wall-clock budget, to which the schedule is fitted; 0: no limit", 0, 1e6
+    )
     grad_accum: int = option(1, "micro-batches per step (gradient accumulation)", 1)
     checkpoint_activations: bool = option(
         False, "recompute activations in the backward pass, to save memory"
     )
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "torch.compile; auto: on CUDA, for a run long enough to pay"
+        "auto", "torch.compile; auto: on CUDA, for runs long enough to amortize it"
     )
     save_minutes: float = option(5.0, "minutes between checkpoints within an epoch", 0, 1e6)
 
@@ -141,7 +151,7 @@ class SampleConfig:
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option(
         "ddpm", "ancestral sampling, DDIM, or DPM-Solver++(2M)"
     )
-    steps: int = option(12, "steps of the sampler; guided ones take two network evaluations", 1)
+    steps: int = option(12, "sampling steps; a guided step takes two network evaluations", 1)
     variance: Literal["posterior", "beta", "optimal"] = option(
         "posterior", "sigma^2 of ddpm: posterior, beta, or optimal for the bound", sampler="ddpm"
     )
@@ -150,7 +160,9 @@ class SampleConfig:
     )
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.2, "classifier-free guidance scale; 1: no guidance", 0, 1e3)
-    guidance_interval: tuple[float, ...] = option((0.3, 0.8), "from and to which t / T", 0, 1)
+    guidance_interval: tuple[float, ...] = option(
+        (0.3, 0.8), "range of t / T in which guidance applies", 0, 1
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +206,7 @@ class Config:
         return replace(self, **sections)
 
     def check(self) -> None:
-        """ConfigError for the first value of a wrong type, outside its range, or no choice."""
+        """ConfigError for the first value of a wrong type, out of range, or not a choice."""
         for f, kind, value in self.options():
             if get_origin(kind) is Literal:
                 if value not in get_args(kind):
@@ -233,7 +245,7 @@ def options(section: object) -> Iterator[tuple[Field, Any, Any]]:
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a stored value is what a field of this type holds; a bool is no number."""
+    """Whether a stored value fits a field of this type; a bool is not accepted as a number."""
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(is_of(item, get_args(kind)[0]) for item in value)
     kinds = (int, float) if kind is float else kind
@@ -279,7 +291,7 @@ PRESETS: dict[str, Config] = {
         ema_decay=0.999,
         steps=50,
     ),
-    # The widths of Ho et al. (2020), App. B, with heads and classes. Never trained by us.
+    # The widths of Ho et al. (2020), App. B, with heads and class conditioning. Never trained.
     "cifar10": Config().override(
         dataset="cifar10",
         image_channels=3,
@@ -299,7 +311,7 @@ PRESETS: dict[str, Config] = {
         steps=50,
         guidance=1.0,
     ),
-    # 30 steps on drawn digits: no files needed, does everything once, learns little.
+    # 30 steps on drawn digits: no files needed, runs every code path once; samples stay noise.
     "smoke": Config().override(
         dataset="digits",
         base_channels=8,
@@ -330,24 +342,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
     def parse(
-        self, argv: Sequence[str] | None, sections: Sequence[object]
+        self, argv: Sequence[str] | None, sections: Sequence[object], default: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The script's own flags, and the fields of the sections that were typed."""
+        """The script's own flags, and the fields of the sections that were typed.
+
+        default: shown in --help for every field, where it is not the section's value.
+        """
         own = {action.dest for action in self._actions} - {"help"}
         for section in sections:
-            self.add_section(section)
+            self.add_section(section, default)
         values = vars(self.parse_args(argv))
         return {name: values.pop(name) for name in own}, values
 
-    def add_section(self, section: object) -> None:
-        """One flag per field; --help shows the section's values; untyped flags leave no trace."""
+    def add_section(self, section: object, default: str | None) -> None:
+        """One flag per field; untyped flags leave no trace."""
         group = self.add_argument_group(type(section).__name__.removesuffix("Config").lower())
-        for f, kind, default in options(section):
+        for f, kind, value in options(section):
             if f.metadata["typed"]:
                 group.add_argument(
                     flag(f.name),
                     default=argparse.SUPPRESS,
-                    help=f"{f.metadata['help']} [{shown(default)}]".replace("%", "%%"),
+                    help=f"{f.metadata['help']} [{default or shown(value)}]".replace("%", "%%"),
                     **argument(kind),
                 )
 

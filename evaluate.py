@@ -5,6 +5,7 @@ python evaluate.py --ckpt latest --num 1000 --only scores
 python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 """
 
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -40,13 +41,13 @@ from utils.images import to_uint8
 from utils.process import exit_code
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
-MOST = 60_000  # real images held in memory
-TEST = 1_000  # test images at least whose nearest training images are the baseline
+MAX_REAL = 60_000  # real images in memory
+MIN_TEST = 1_000  # test images of the memorization baseline, at least
 
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    """What was typed, checked."""
+    """The checked command line."""
 
     samplers: dict[str, Sampler]  # by "name:steps"; the checkpoint's own, or the typed one, first
     only: tuple[str, ...]  # of SECTIONS
@@ -65,12 +66,14 @@ class Evaluation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: measured, 1: failed on the way, 2: bad input, 130: interrupted."""
-    return exit_code("evaluate.py", lambda: run(parse_args(argv)), "interrupted: nothing written")
+    """Exit code 0: done, 1: failed, 2: bad input, 130: interrupted."""
+    return exit_code(
+        "evaluate.py", lambda: run(parse_args(argv)), "interrupted; metrics.json is unchanged"
+    )
 
 
 def run(args: Args) -> int:
-    """On one device, or as one of the ranks that torchrun started."""
+    """Run on one device, or as one rank of a torchrun job."""
     device = pick_device(args.device)
     tune(device)
     with deaths_of_workers(), joined(device) as ranks:
@@ -79,18 +82,19 @@ def run(args: Args) -> int:
 
 
 def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
-    """Measure what was asked for; print it, and write metrics.json beside the run's logs.
+    """Compute the selected metrics, print them, write metrics.json beside the run's logs.
 
-    Each rank draws its share of the samples; the first one does all the rest.
+    Each rank draws its share of the samples; rank 0 does everything else.
     """
     opened = args.opened
     fingerprint = opened.content["data"]["fingerprint"]
     train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
     model = opened.model(device)
-    train, test = (LabeledImages.of(part.to(device), MOST) for part in (train_set, test_set))
+    train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     e = Evaluation(model, args, train_set, train, test)
     print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
-    if model.diffusion.x0_error is None:
+    needed = "bits" in args.only or model.config.sample.variance == "optimal"
+    if needed and model.diffusion.x0_error is None:
         likelihood.measure_x0_errors(model, train, model.config.sample.clip)
     logs = runs.logs_of(model.path)
     if ranks.first:
@@ -113,7 +117,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         found["bits_per_dim"] = likelihood.bits_per_dim(model, first, train, test, args.all_terms)
     found["environment"] = runs.environment(device)
     runs.write_json(logs / "metrics.json", found)
-    print(f"\n{logs / 'metrics.json'} (replaced as a whole each time)")
+    print(f"\n{logs / 'metrics.json'} (overwritten)")
 
 
 def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Row]]:
@@ -124,7 +128,7 @@ def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Ro
     for name, sampler in e.args.samplers.items():
         print(f"drawing {num} images: {name}", flush=True)
         x, cost = timed_samples(e.model, e.args, sampler, y, ranks)
-        labels = torch.zeros(len(x)) if y is None else y[: len(x)]
+        labels = torch.zeros(len(x), dtype=torch.int64) if y is None else y[: len(x)]
         samples[name] = LabeledImages(x, labels).to(e.train.images.device), cost
     return samples
 
@@ -132,7 +136,7 @@ def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Ro
 def timed_samples(
     model: TrainedModel, args: Args, sampler: Sampler, y: Tensor | None, ranks: Ranks
 ) -> tuple[Tensor, Row]:
-    """args.num images as uint8 (N, C, H, W), as files hold them, and what they cost.
+    """args.num samples as uint8 (N, C, H, W), and what they cost.
 
     The cost: steps, network evaluations, and seconds per 1000 images. Each rank draws its share;
     the first one gets them all.
@@ -155,7 +159,7 @@ def timed_samples(
 
 
 def proportional_labels(labels: Tensor, n: int) -> Tensor:
-    """n classes in the proportions of these labels, rising: (n,)."""
+    """n labels (n,) with the class proportions of ``labels``, sorted."""
     at = (torch.arange(n, device=labels.device) + 0.5) * len(labels) / n
     return labels.sort().values[at.long()]
 
@@ -163,7 +167,7 @@ def proportional_labels(labels: Tensor, n: int) -> Tensor:
 def compare(
     e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]], logs: Path
 ) -> dict[str, Any]:
-    """The scores of samples beside those of real images, and how near they are to training ones."""
+    """The scores of samples beside those of real images, and memorization."""
     extractor = load_or_train(e.train, e.test, e.train_set.num_classes, extractor_path(e, logs))
     accuracy = f"{100 * extractor.accuracy:.2f} %"
     print(f"classifier: {accuracy} of the test set; {extractor.source}", flush=True)
@@ -175,7 +179,7 @@ def compare(
         classes = e.train_set.num_classes
         found |= score_all(features, costs, train, test, classes, e.model.num_classes > 0)
     if "memory" in e.args.only:
-        baseline = test[: max(e.args.num, TEST)]
+        baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
         found["memorization"] = memorization(first, train, baseline, logs / "nearest_pairs.png")
     return found
@@ -193,12 +197,14 @@ def parse_args(argv: list[str] | None) -> Args:
     parser = Parser(prog="evaluate.py", description=__doc__)
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
-    parser.add_argument("--samplers", default="", help="others to compare: ddpm:50,dpmpp:10")
+    parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
         "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
     )
     parser.add_argument(
-        "--all-terms", action="store_true", help="every KL term of every image [some, weighted]"
+        "--all-terms",
+        action="store_true",
+        help="evaluate every KL term of every image [an importance sample]",
     )
     own, typed = parse(parser, argv)
     only = choices("only", own["only"], SECTIONS)
@@ -212,7 +218,7 @@ def parse_args(argv: list[str] | None) -> Args:
     samplers = {f"{sampler.sampler}:{sampler.steps}": sampler}
     for spec in filter(None, own["samplers"].split(",")):
         name, _, steps = spec.partition(":")
-        if name not in SAMPLERS or not steps.isdecimal():
+        if name not in SAMPLERS or not re.fullmatch(r"[0-9]{1,6}", steps):
             raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
         config = opened.config.override(sampler=name, steps=int(steps))
         config.check_sampling(())

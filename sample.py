@@ -8,6 +8,7 @@ From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
+import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ NUM = 100  # images
 # From Python.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel(DiffusionModel):
     """The EMA weights of a checkpoint with their process and configuration; see ``load``."""
 
@@ -54,7 +55,7 @@ class TrainedModel(DiffusionModel):
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """The labels it can be conditioned on; empty without classes."""
+        """The class labels 0 ... K - 1; empty for an unconditional network."""
         return tuple(range(self.num_classes))
 
     def sample(
@@ -68,26 +69,32 @@ class TrainedModel(DiffusionModel):
         batch_size: int = 100,
         **settings: Any,
     ) -> Tensor:
-        """Draw x_0 (num, C, H, W) in [-1, 1] on the CPU, the images that sample.py draws.
+        """Sample x_0 (num, C, H, W) in [-1, 1], on the CPU: the images that sample.py draws.
 
-        classes: labels, repeated up to num; all in turn by default. settings: fields of
-        config.SampleConfig (steps, sampler, guidance, ...), else those of the checkpoint. x
-        (num, C, H, W): the state at t = start (default T) to begin with, instead of noise at T.
-        Raises ConfigError for values that cannot be.
+        num, batch_size: 1 ... 10^7. classes: labels, repeated cyclically up to num; default: all.
+        settings override fields of config.SampleConfig (steps, sampler, guidance, ...); the others
+        come from the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T)
+        to begin with, instead of noise at T. Raises ConfigError for invalid values.
         """
+        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
+            raise ConfigError(f"unknown sampling setting: {', '.join(sorted(unknown))}")
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        if start is not None and x is None:
+            raise ConfigError("start needs x, a noisy image at t = start: model.noise(x_0, start)")
+        if num is None:
+            num = len(x) if x is not None else len(classes) if classes is not None else NUM
+        for name, value in {"num": num, "batch_size": batch_size}.items():
+            check_range(name, integer(name, value), 1, 10**7)
+        check_range("seed", integer("seed", seed), 0, 2**63 - 1)
+        if x is not None:
+            x = self.images("x", x, num)
+        if start is not None and "steps" not in settings:  # as train.py caps the default
+            trained = self.timesteps("start", start, 1)[0].item() - self.first_timestep + 1
+            settings["steps"] = max(1, min(self.config.sample.steps, trained))
         config = self.config.override(**settings)
         config.check()
         config.check_sampling(settings)
-        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
-            raise ConfigError(f"no setting of sampling: {', '.join(sorted(unknown))}")
-        if start is not None and x is None:
-            raise ConfigError("start needs x, the state to begin with: model.noise(x_0, start)")
-        if num is None:
-            num = len(x) if x is not None else len(classes) if classes is not None else NUM
-        if x is not None and x.shape != (num, *self.image_shape):
-            raise ConfigError(f"x must be {(num, *self.image_shape)}, got {tuple(x.shape)}")
-        check_range("num", num, 1, 10**7)
-        check_range("batch_size", batch_size, 1, 10**7)
+        check_x0_error(config, self.path, self.config.sample.clip, self.diffusion.x0_error)
         labels = repeat_labels(classes, num, self.num_classes)
         sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
         try:
@@ -100,33 +107,52 @@ class TrainedModel(DiffusionModel):
 
     @torch.no_grad()
     def denoise(self, x_t: Tensor, t: Tensor | int, classes: Sequence[int] | None = None) -> Tensor:
-        """x̂_0 (N, C, H, W), the estimate of the clean images in x_t; t in 1 ... T, one or (N,).
+        """x̂_0 (N, C, H, W), the estimate of x_0 in x_t (N, C, H, W).
 
-        classes: a label for each, None: without conditioning. Clipped as the configuration says.
+        t in 1 ... T: an int or (N,) int. classes: labels, repeated cyclically up to N; None:
+        unconditional. Clamped to [-1, 1] if config.sample.clip. Raises ConfigError.
         """
-        if x_t.shape[1:] != self.image_shape:
-            raise ConfigError(f"x_t must be (N, *{self.image_shape}), got {tuple(x_t.shape)}")
-        x, t = x_t.to(self.device), self.timesteps_of(t, len(x_t))
+        x = self.images("x_t", x_t, len(x_t)).to(self.device)
+        t = self.timesteps("t", t, len(x))
         labels = None if classes is None else repeat_labels(classes, len(x), self.num_classes)
         labels = labels if labels is None else labels.to(self.device)
         x_0 = self.diffusion.predict_x0(self.network(x, t, labels), x, t)
         return (x_0.clamp(-1, 1) if self.config.sample.clip else x_0).to(x_t.device)
 
     def noise(self, x_0: Tensor, t: Tensor | int, seed: int = 0) -> Tensor:
-        """x_t ~ q(x_t | x_0) (Eq. 4), (N, C, H, W); t in 1 ... T; the noise depends on the seed."""
-        noise = image_noise(seed, range(len(x_0)), x_0.shape[1:], self.device)()
-        x_t = self.diffusion.q_sample(x_0.to(self.device), self.timesteps_of(t, len(x_0)), noise)
-        return x_t.to(x_0.device)
+        """x_t ~ q(x_t | x_0) (Eq. 4), (N, C, H, W); t in 1 ... T: an int or (N,) int.
 
-    def timesteps_of(self, t: Tensor | int, num: int) -> Tensor:
-        """(num,) on the device. ConfigError outside 1 ... T, and unless one or num integers."""
+        The noise is keyed by the seed; it is never that from which ``sample`` starts. Raises
+        ConfigError.
+        """
+        x = self.images("x_0", x_0, len(x_0)).to(self.device)
+        t = self.timesteps("t", t, len(x))
+        noise = image_noise(seed, range(len(x)), self.image_shape, self.device, "q_sample")()
+        return self.diffusion.q_sample(x, t, noise).to(x_0.device)
+
+    @property
+    def first_timestep(self) -> int:
+        return self.diffusion.first_timestep
+
+    def images(self, name: str, x: Tensor, num: int) -> Tensor:
+        """x as float32 (num, C, H, W). ConfigError for another shape or type, or no image."""
+        shape = (num, *self.image_shape)
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape or not num:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ConfigError(f"{name} must be a float tensor {shape}, got {found}")
+        return x.float()
+
+    def timesteps(self, name: str, t: Tensor | int, num: int) -> Tensor:
+        """t as (num,) int64 on the device. ConfigError outside 1 ... T."""
         t = torch.as_tensor(t, device=self.device)
-        if t.is_floating_point() or t.shape not in ((), (num,)):
-            raise ConfigError(f"t must be one integer or {num} of them, got {t.tolist()}")
-        t = t.expand(num)
+        if t.is_floating_point() or t.dtype == torch.bool or t.shape not in ((), (num,)):
+            raise ConfigError(f"{name} must be one integer or {num} of them, got {t.tolist()}")
         if not ((t >= 1) & (t <= self.diffusion.timesteps)).all():
-            raise ConfigError(f"t must lie in 1..{self.diffusion.timesteps}, got {t.tolist()}")
-        return t
+            raise ConfigError(f"{name} must lie in 1..{self.diffusion.timesteps}, got {t.tolist()}")
+        return t.long().expand(num)
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.path}, step {self.step}, {self.image_shape}, {self.device})"
 
 
 def load(
@@ -134,14 +160,17 @@ def load(
 ) -> TrainedModel:
     """The model of a checkpoint file, a version folder, or ``latest`` under the run root.
 
-    Raises CheckpointError, ConfigError, DeviceError: all InputError.
+    device: auto, cpu, cuda or cuda:N. Raises CheckpointError, ConfigError, DeviceError: all are
+    InputError.
     """
-    return open_checkpoint(where, run_root, {}).model(pick_device(device))
+    chosen = pick_device(str(device))
+    tune(chosen)
+    return open_checkpoint(where, run_root, {}).model(chosen)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A verified checkpoint, and its configuration with the typed settings on top."""
+    """A verified checkpoint, and its configuration with the command line's overrides."""
 
     path: Path
     content: dict[str, Any]
@@ -175,7 +204,7 @@ class OpenCheckpoint:
 def open_checkpoint(
     where: str | Path, run_root: str | Path, typed: dict[str, Any]
 ) -> OpenCheckpoint:
-    """Find, verify, amend. Raises CheckpointError, ConfigError."""
+    """Load a checkpoint, apply overrides. Raises CheckpointError, ConfigError."""
     path = checkpoint.find(where, Path(run_root))
     content = checkpoint.load(path)
     config = Config.from_dict(content["config"]).override(**typed)
@@ -185,15 +214,44 @@ def open_checkpoint(
 
 
 def repeat_labels(classes: Sequence[int] | None, num: int, num_classes: int) -> Tensor | None:
-    """(num,) int64: the classes repeated; None: all in turn. None for a network without classes."""
+    """Labels (num,) int64: ``classes`` repeated cyclically; None: all of them.
+
+    Returns None for an unconditional network. Raises ConfigError for labels outside 0 ... K - 1,
+    for more labels than images, and for any beside an unconditional network.
+    """
     if num_classes == 0:
         if classes is not None:
             raise ConfigError("--classes has no effect: the network was trained without classes")
         return None
-    classes = range(num_classes) if classes is None else classes
-    if not len(classes) or any(not 0 <= y < num_classes for y in classes):
-        raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {list(classes)}")
-    return torch.tensor(list(classes))[torch.arange(num) % len(classes)]
+    if classes is None:
+        return torch.arange(num) % num_classes
+    if isinstance(classes, str) or not isinstance(classes, Sequence | range | Tensor):
+        raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
+    labels = [integer("a class", y) for y in classes]
+    if not labels or any(not 0 <= y < num_classes for y in labels):
+        raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {labels}")
+    return torch.tensor(labels)[torch.arange(num) % len(labels)]
+
+
+def integer(name: str, value: Any) -> int:
+    """The value as an int. ConfigError for any other type, bool included."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value.item() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ConfigError(f"{name} must be an integer, got {value!r}") from e
+
+
+def check_x0_error(config: Config, path: Path, clip: bool, x0_error: Tensor | None) -> None:
+    """ConfigError if --variance optimal lacks the network's errors of x_0, measured with --clip."""
+    sample = config.sample
+    if sample.variance == "optimal" and (x0_error is None or sample.clip != clip):
+        raise ConfigError(
+            f"{path} lacks the network's errors of x_0 for this --clip, from which --variance "
+            "optimal is computed: only the checkpoint of a run's last step has them, for the run's "
+            "own --clip; use --variance posterior (evaluate.py measures them itself)"
+        )
 
 
 # From the command line.
@@ -212,7 +270,7 @@ class CommonArgs:
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    """What was typed, checked."""
+    """The checked command line."""
 
     labels: Tensor | None  # (num,)
     formats: tuple[str, ...]  # of FORMATS
@@ -233,11 +291,11 @@ class Args(CommonArgs):
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: done, 1: failed to write, 2: bad input, 130: interrupted."""
-    return exit_code("sample.py", lambda: run(parse_args(argv)), "interrupted: nothing written")
+    return exit_code("sample.py", lambda: run(parse_args(argv)), "interrupted")
 
 
 def run(args: Args) -> int:
-    """On one device, or as one of the ranks that torchrun started."""
+    """Run on one device, or as one rank of a torchrun job."""
     device = pick_device(args.device)
     tune(device)
     with joined(device) as ranks:
@@ -248,7 +306,7 @@ def run(args: Args) -> int:
 
 
 def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
-    """Each rank draws its share of the images; the first one writes them all."""
+    """Sample on all ranks; rank 0 gathers and writes."""
     own = share_of_images(args.num, ranks)
     model = args.opened.model(device)
     sampler = Sampler(**asdict(model.config.sample))
@@ -271,9 +329,9 @@ def share_of_images(num: int, ranks: Ranks) -> Tensor:
     return ranks.part(torch.arange(num))
 
 
-def kept_states(steps: int, film: bool) -> set[int]:
-    """Which of the states 0 (x_T) ... steps (x_0) to keep: the last, or the frames of a film."""
-    if not film:
+def kept_states(steps: int, animate: bool) -> set[int]:
+    """Which of the states 0 (x_T) ... steps (x_0) to keep: the last, or all frames."""
+    if not animate:
         return {steps}
     return set(torch.linspace(0, steps, min(steps + 1, FRAMES)).round().int().tolist())
 
@@ -298,7 +356,7 @@ def write(frames: list[Tensor], args: Args) -> None:
 
 
 def check_outputs(args: Args, ranks: Ranks) -> None:
-    """Before sampling. ConfigError where files are in the way or cannot be written."""
+    """ConfigError if an output exists or the folder is not writable; called before sampling."""
     try:
         for path in args.outputs:
             if path.exists() and not args.overwrite:
@@ -312,13 +370,13 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
 
 
 def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
-    """Beside the run's logs; named by what the images depend on, where that is not the default."""
+    """A folder in the run's logs, named by the sampling settings that are not the default."""
     c = opened.config.sample
     step = opened.content["step"]
     parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{own['seed']}"]
     if own["num"] != NUM:
         parts.append(f"num{own['num']}")
-    if own["classes"]:
+    if own["classes"] is not None:
         parts.append(f"classes{own['classes']}")
     for f in fields(c):
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
@@ -329,8 +387,8 @@ def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
 
 def parse_classes(text: str | None, num_classes: int) -> list[int] | None:
     """``7``, ``0-9``, ``3,1,4``, ``1,5-7`` as labels. Raises ConfigError."""
-    if not text or num_classes == 0:
-        return [] if text else None
+    if text is None or num_classes == 0:
+        return None if text is None else []
     classes = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
@@ -346,29 +404,36 @@ def parse_classes(text: str | None, num_classes: int) -> list[int] | None:
 def add_flags(parser: Parser, num: int) -> None:
     """The flags of CommonArgs."""
     parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
-    parser.add_argument("--run-root", type=Path, default=RUN_ROOT, help="of latest [%(default)s]")
+    parser.add_argument(
+        "--run-root",
+        type=Path,
+        default=RUN_ROOT,
+        help="folder that `latest` refers to [%(default)s]",
+    )
     parser.add_argument("--num", type=int, default=num, help="images to draw [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
-    parser.add_argument("--batch-size", type=int, default=100, help="at a time [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
+    parser.add_argument(
+        "--batch-size", type=int, default=100, help="images per batch [%(default)s]"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
 
 
 def parse(parser: Parser, argv: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The script's own flags, and the typed settings of SampleConfig; numbers in their ranges."""
-    own, typed = parser.parse(argv, [Config().sample])
+    own, typed = parser.parse(argv, [Config().sample], default="the checkpoint's")
     for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
         check_range(flag(name), own[name], least, most)
     return own, typed
 
 
 def common(opened: OpenCheckpoint, own: dict[str, Any]) -> dict[str, Any]:
-    """The fields of CommonArgs."""
+    """The keyword arguments of CommonArgs."""
     names = ("num", "seed", "batch_size", "device")
     return {"opened": opened} | {name: own[name] for name in names}
 
 
 def choices(name: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """A list with commas, each one of the known. Raises ConfigError."""
+    """Split a list at commas. Raises ConfigError for a name that is not known."""
     words = tuple(text.split(","))
     if unknown := [word for word in words if word not in known]:
         raise ConfigError(f"{flag(name)} takes any of {','.join(known)}, got {unknown[0]!r}")
@@ -379,19 +444,15 @@ def parse_args(argv: list[str] | None) -> Args:
     """The command line, checked against the checkpoint it names."""
     parser = Parser(prog="sample.py", description=__doc__)
     add_flags(parser, num=NUM)
-    parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all in turn]")
+    parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all classes]")
     parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
     own, typed = parse(parser, argv)
     formats = choices("save", own["save"], FORMATS)
     opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
-    if opened.config.sample.variance == "optimal" and opened.x0_error is None:
-        raise ConfigError(
-            f"{opened.path} lacks the network's errors of x_0 for this --clip, from which "
-            "--variance optimal is computed: train to the end, where they are measured, or use "
-            "--variance posterior"
-        )
+    clip = opened.content["config"]["sample"]["clip"]
+    check_x0_error(opened.config, opened.path, clip, opened.content.get("x0_error"))
     num_classes = opened.config.model.num_classes
     labels = parse_classes(own["classes"], num_classes)
     return Args(

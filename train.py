@@ -37,13 +37,13 @@ LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done, 1: stopped on the way, 2: bad input, 130 / 143: interrupted, resumable."""
+    """Exit code 0: done, 1: failed, 2: bad input, 130 or 143: stopped by a signal, resumable."""
     interrupted = "interrupted at once; go on with --resume auto"
     return exit_code("train.py", lambda: launch(parse_args(argv, __doc__)), interrupted)
 
 
 def launch(args: Args) -> int:
-    """On one device, or as one of the ranks that torchrun started."""
+    """Run on one device, or as one rank of a torchrun job."""
     if args.prove_resume:
         return verify_resume(args)
     device = pick_device(args.device)
@@ -88,7 +88,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             train_epoch(state, train_set, logger, clock, stop)
             if state.epoch_finished and ranks.first:
                 logger.write_validation(*validation.run(state))
-            logger.writer.flush()  # first, so that the curves reach at least as far
+            logger.writer.flush()  # before the checkpoint, so that the curves never lag behind it
             if ranks.first:
                 data = {"source": train_set.source, "fingerprint": train_set.fingerprint}
                 run.save(state, {"data": data, "environment": environment(device)})
@@ -99,7 +99,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
 def train_epoch(
     state: TrainState, train_set: ImageSet, logger: Logger, clock: Clock, stop: StopSignal
 ) -> None:
-    """The rest of the current epoch; left early for a checkpoint that is due, or for a signal."""
+    """Train to the end of the epoch, or until a checkpoint is due or a signal arrives."""
     clock.lap()
     with logger.progress_bar():
         for x_0, y in state.batches(train_set):
@@ -124,16 +124,16 @@ def train_step(state: TrainState, x_0: Tensor, y: Tensor) -> StepResult:
     c, ranks = state.config.train, state.ranks
     t, weight, noise, y = sample_inputs(state, x_0, y)
     if state.config.model.dropout:
-        own = () if ranks.first else (ranks.rank,)
-        torch.manual_seed(mix(c.seed, "dropout", state.step, *own))
+        rank_key = () if ranks.first else (ranks.rank,)
+        torch.manual_seed(mix(c.seed, "dropout", state.step, *rank_key))
 
     inputs = (x_0, y, t, weight, noise)
     micro_batches = list(zip(*(part.chunk(c.grad_accum) for part in inputs), strict=True))
     loss, losses = 0, []
     for i, micro_batch in enumerate(micro_batches, start=1):
         with ranks.gradient_sync(state.network, i == len(micro_batches)):
-            part, own = backward(state, *micro_batch)
-        loss, losses = loss + part, [*losses, own]
+            part, per_image = backward(state, *micro_batch)
+        loss, losses = loss + part, [*losses, per_image]
 
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip)
     skip_if_not_finite(state.optimizers, norm, state.skipped)
@@ -146,7 +146,7 @@ def train_step(state: TrainState, x_0: Tensor, y: Tensor) -> StepResult:
 
 
 def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """t and its importance weight, the noise, and the labels with some dropped.
+    """t (b,), importance weights (b,), noise (b, C, H, W), labels (b,) with label dropout.
 
     Sampled for the global batch from a generator keyed by (seed, step): they depend neither on
     where the run was resumed nor on the number of ranks.
@@ -165,12 +165,12 @@ def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ..
 def backward(
     state: TrainState, x_0: Tensor, y: Tensor, t: Tensor, weight: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate the gradient; the share of the batch's loss, and the loss of each image (B,).
+    """Accumulate gradients; this micro-batch's part of the loss, and the loss of each image (B,).
 
-    DDP averages over the ranks, however many images each has; hence the division by ``per_rank``.
+    DDP averages over the ranks, regardless of how many images each holds: hence ``per_rank``.
     """
     images = len(x_0)
-    if not images:  # a small last batch left none for this rank: one that weighs nothing
+    if not images:  # a small last batch left this rank none: DDP needs a backward pass, of weight 0
         parts = (part.new_ones(1, *part.shape[1:]) for part in (x_0, y, t, weight, noise))
         x_0, y, t, weight, noise = parts
         weight = 0 * weight

@@ -83,7 +83,7 @@ def open_cifar(kind: str, root: Path, _size: int, train: bool, download: bool) -
 
 
 def open_flowers102(root: Path, size: int, train: bool, download: bool) -> StreamSet:
-    """Oxford Flowers, trained on its largest part, which is named test; its val is the test set."""
+    """Oxford Flowers, trained on its `test` split, the largest; `val` is the test set."""
     split = "test" if train else "val"
     opened = open_torchvision("Flowers102", root, download, split=split)
     names = [path.name for path in opened._image_files]

@@ -103,7 +103,7 @@ def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
         except (OSError, http.client.HTTPException, DataError) as e:
             reason = f"downloading it failed ({' '.join(str(e).split()) or type(e).__name__})"
     else:
-        reason = "downloading was not wanted"
+        reason = "downloading is disabled"
     remedy = (
         f"put {name}.gz from {files.mirrors[0]} into {folder}, point --data-root at a folder that "
         f"has {files.folder}/{name}, or use --dataset digits, which needs no files"

@@ -1,7 +1,7 @@
-"""Image sets: one interface, two places for the pixels.
+"""Data sets of images with one interface: in memory, or streamed from disk.
 
-A set has ``name``, ``image_shape`` (C, H, W), ``num_classes``, ``source`` (a line that says where
-it came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batches(indices, size)``.
+A data set has ``name``, ``image_shape`` (C, H, W), ``num_classes``, ``source`` (a line: where it
+came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batches(indices, size)``.
 """
 
 import atexit
@@ -23,13 +23,13 @@ from utils.distributed import share
 from utils.images import normalize
 
 MAX_WORKERS = 8
-Part = tuple[int, int]  # (rank, world): of every batch the rows of this rank
+Part = tuple[int, int]  # (rank, world): which share of every batch
 WHOLE: Part = (0, 1)
 
 
 @dataclass(frozen=True)
 class TensorSet:
-    """A small set as one uint8 tensor (N, C, H, W): no worker processes, no work per image."""
+    """A small set as one uint8 tensor (N, C, H, W): no worker processes, no decoding per image."""
 
     name: str
     source: str
@@ -111,13 +111,13 @@ class StreamSet:
             raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from cause
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,); B is 0 where the last batch has no row for a rank.
+        """Images (B, C, H, W) and labels (B,); B is 0 if the last batch leaves this rank none.
 
         torch's default_collate raises IndexError for an empty batch.
         """
         images = torch.empty(len(samples), *self.image_shape, dtype=torch.uint8)
-        for row, (image, _) in zip(images, samples, strict=True):
-            row.copy_(image)
+        for slot, (image, _) in zip(images, samples, strict=True):
+            slot.copy_(image)
         return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
 
 

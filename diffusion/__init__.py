@@ -1,4 +1,4 @@
-"""The diffusion process and its samplers; they know nothing of networks, data or configuration."""
+"""The diffusion process and its samplers; independent of architecture, data and configuration."""
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
 from diffusion.generate import DiffusionModel, generate

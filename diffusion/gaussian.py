@@ -49,7 +49,7 @@ class GaussianDiffusion:
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
         self.density = timestep_density(self, loss)
-        self.x0_error: Tensor | None = None  # (T + 1,), of a network: see x0_errors
+        self.x0_error: Tensor | None = None  # mean squared, of a network, (T + 1,): see x0_errors
 
     @property
     def device(self) -> torch.device:
@@ -119,8 +119,8 @@ class GaussianDiffusion:
     def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
 
-        At small t, x_0 is close to x_t, and the bound weights errors by the SNR; so the network
-        predicts the difference, in units of the noise.
+        At small t, x_0 is close to x_t, and the bound weights errors by the SNR; so F predicts the
+        difference in units of the noise, a target of about unit variance.
         """
         a, b = self.scales(t, x_t)
         return a * x_t + b * output

@@ -41,8 +41,7 @@ class DiffusionModel:
         grid = uniform_grid(self.diffusion, sampler.steps, start)
         randn = image_noise(seed, indices, self.image_shape, self.diffusion.device)
         network = sampler.guide(self.network, labels, self.num_classes, self.diffusion)
-        noise = randn()  # drawn in any case: noise(x_0, start, seed) is made of the same
-        x = noise if x is None else x
+        x = randn() if x is None else x
         yield x
         yield from sampler(network, self.diffusion, x, grid, randn)
 

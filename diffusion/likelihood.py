@@ -17,7 +17,7 @@ from diffusion.gaussian import GaussianDiffusion
 from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
 
 CHUNK = 256  # images per network evaluation
-GROUPS = 32  # of neighbouring t, over which the network's error is averaged
+GROUPS = 32  # bins of t over which the error of x_0 is averaged
 HALF_BIN = 1 / 255  # half the width of one of a pixel's 256 values
 TERMS = 20  # KL terms sampled per image, where there are more
 
@@ -89,8 +89,8 @@ def sample_jumps(
     """
     count = len(grid) - 2
     if count <= terms:
-        all_of_them = torch.arange(count, device=grid.device).expand(images, count)
-        return all_of_them, torch.ones_like(all_of_them, dtype=torch.float64)
+        every_jump = torch.arange(count, device=grid.device).expand(images, count)
+        return every_jump, torch.ones_like(every_jump, dtype=torch.float64)
     nats = -(1 - diffusion.alpha_bar[grid[:-1]]).log()
     drop = nats[1:] - nats[:-1]
     density = (1 / count + drop / drop.sum()) / 2
@@ -130,17 +130,17 @@ def kl_terms(
     diffusion: GaussianDiffusion, variance: str, t: Tensor, s: Tensor, squared: Tensor, dims: int
 ) -> Tensor:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from |x_0 - x_0 hat|^2 (any sigma^2)."""
-    ours = VARIANCES[variance](diffusion, t, s)
-    ratio = diffusion.posterior_variance(t, s) / ours
-    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / ours
+    model_variance = VARIANCES[variance](diffusion, t, s)
+    ratio = diffusion.posterior_variance(t, s) / model_variance
+    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / model_variance
     return (dims * (ratio - 1 - ratio.log()) + of_means) / 2
 
 
 def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """-log of the normal distribution's mass in the bin of each pixel (Eq. 13), in nats, float64.
+    """Negative log-likelihood of the discretized Gaussian (Eq. 13) per pixel, in nats, float64.
 
-    The outermost bins are open. Both ends are mirrored into the lower tail, where the logarithm
-    of the distribution function is exact however far out they lie.
+    The outermost bins are open. Intervals in the upper tail are reflected to the lower one, where
+    log_ndtr is accurate.
     """
     x_0, difference, sigma = x_0.double(), (x_0 - mean).double(), variance.sqrt()
     upper = ((difference + HALF_BIN) / sigma).masked_fill(x_0 > 1 - HALF_BIN, math.inf)
@@ -180,7 +180,7 @@ def last_variances(
 
 
 def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
-    """The sigma^2 of maximum likelihood: three grid searches, each finer than the last."""
+    """The maximum-likelihood sigma^2, by three successively finer grid searches."""
     low, high = math.log(1e-8), math.log(4.0)
     for _ in range(3):
         candidates = torch.linspace(low, high, 17, dtype=torch.float64, device=x_0.device).exp()

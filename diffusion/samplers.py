@@ -3,7 +3,7 @@
 All have one signature. ``model(x, t)`` is the denoising network; ``x`` starts as x_T (B, C, H, W);
 ``grid`` are the timesteps T = t_0 > ... > t_n = 0, with one network evaluation at each but the
 last; ``randn()`` returns standard normal noise of the batch's shape, so that the caller decides
-what the noise of an image depends on. What follows the star are the sampler's own options. The last
+what the noise of an image depends on. Keyword-only arguments are options of this sampler. The last
 state is the clean image, and no noise is added to it.
 To add a sampler, write one function here, enter it in SAMPLERS and in config.SampleConfig.
 """
@@ -48,7 +48,7 @@ def ddpm(
 def optimal_variance(diffusion: GaussianDiffusion, t: int, s: int) -> Tensor:
     """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
 
-    The posterior's, plus that of the network's error of x_0. ValueError before it was measured.
+    The posterior variance plus that of the network's error of x_0. ValueError if not measured.
     """
     if diffusion.x0_error is None:
         raise ValueError("--variance optimal needs the network's errors: see x0_errors")
@@ -110,11 +110,11 @@ def dpmpp(
             yield x_0
             return
         h = (diffusion.snr(s) / diffusion.snr(t)).log() / 2  # lambda_s - lambda_t
-        ahead = x_0  # D, the estimate of x_0 halfway through the step
+        D = x_0  # extrapolated to the middle of the step: the second-order correction
         if x_0_before is not None:
-            ahead = x_0 + (x_0 - x_0_before) * (h / h_before) / 2
+            D = x_0 + (x_0 - x_0_before) * (h / h_before) / 2
         (_, sigma_t), (alpha_s, sigma_s) = (diffusion.scales(n, x) for n in (t, s))
-        x = sigma_s / sigma_t * x - (alpha_s * torch.expm1(-h)).to(x.dtype) * ahead
+        x = sigma_s / sigma_t * x - (alpha_s * torch.expm1(-h)).to(x.dtype) * D
         x_0_before, h_before = x_0, h
         yield x
 

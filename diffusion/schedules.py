@@ -13,8 +13,9 @@ MAX_BETA = 0.999  # Nichol & Dhariwal 2021, Sec. 3.2: no step may destroy everyt
 
 
 def linear(timesteps: int) -> Tensor:
-    """beta from 1e-4 to 0.02 (Ho et al. 2020, Sec. 4), times 1000 / T so that any T ends alike.
+    """beta from 1e-4 to 0.02 (Ho et al. 2020, Sec. 4), times 1000 / T.
 
+    So alpha_bar_T depends little on T.
     Raises ValueError for a T so small that a beta reaches 1.
     """
     scale = 1000 / timesteps
@@ -27,13 +28,16 @@ def linear(timesteps: int) -> Tensor:
 
 
 def cosine(timesteps: int, s: float = 0.008) -> Tensor:
-    """alpha_bar = cos^2 of a quarter turn (Nichol & Dhariwal 2021, Eq. 17)."""
+    """alpha_bar = cos^2 (Nichol & Dhariwal 2021, Eq. 17)."""
     u = unit_interval(timesteps)
     return alphas_of(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
 
 
 def sigmoid(timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
-    """alpha_bar = a sigmoid from start to end, rescaled to 1 ... 0 (Jabri et al. 2022, Alg. 1)."""
+    """alpha_bar = a sigmoid from start to end, rescaled to 1 at t = 0 and 0 at T.
+
+    Jabri et al. 2022, Algorithm 1.
+    """
     u = unit_interval(timesteps)
     falling = torch.sigmoid(-(start + (end - start) * u))
     return alphas_of((falling - falling[-1]) / (falling[0] - falling[-1]))

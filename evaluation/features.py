@@ -19,7 +19,7 @@ from utils.seeding import mix, permutation
 
 STEPS, BATCH, LR, SHIFT = 1900, 128, 3e-3, 2  # pixels of shift; about four epochs of MNIST
 CHUNK = 500  # images per forward pass
-KIND = "ddpm-classifier-1"  # another recipe gives other features, so another number
+KIND = "ddpm-classifier-1"  # change it with the recipe: other features
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LabeledImages:
 
     @classmethod
     def of(cls, image_set: ImageSet, most: int) -> Self:
-        """Up to ``most`` images in memory on the set's device, shuffled: any part is a sample."""
+        """Up to ``most`` images in memory, shuffled: any prefix is a random subset."""
         indices = permutation(len(image_set), 0, 0)[:most]
         parts = [(to_uint8(x), y) for x, y in image_set.batches(indices, CHUNK)]
         return cls(*(torch.cat(part) for part in zip(*parts, strict=True)))

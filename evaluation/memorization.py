@@ -1,4 +1,4 @@
-"""Memorization: how near samples are to training images, against how near test images are."""
+"""Memorization: distances of samples to training images, with test images as the baseline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from evaluation.tables import Row, show
 from utils.images import grid, normalize, save_png
 
 PAIRS = 8  # of samples and training images, the closest, shown as a picture
-COPIES, CLOSER = 0.01, 0.2  # shares of samples from which on they are called copies
+COPIES, CLOSER = 0.01, 0.2  # thresholds on the shares of samples
 
 
 def memorization(

@@ -6,7 +6,7 @@ from evaluation.features import Features
 from evaluation.metrics import frechet_distance, histogram, precision_recall
 from evaluation.tables import Row, show
 
-LEAST = 2 * 128  # images for the covariance of 128 features
+MIN_FOR_FID = 2 * 128  # images for the covariance of 128 features
 K = 3  # nearest neighbours of precision and recall
 
 
@@ -17,7 +17,7 @@ def score(samples: Features, train: Features, labeled: bool) -> Row:
     it as there are samples. labeled: whether the labels say what the images should be.
     """
     n, row = len(samples), {}
-    if min(n, len(train)) >= LEAST:
+    if min(n, len(train)) >= MIN_FOR_FID:
         row[f"fid_classifier@{n}"] = frechet_distance(samples.features, train.features)
     reference = train[-reference_size(train, n) :]
     if min(n, len(reference)) > K:
@@ -37,10 +37,10 @@ def reference_size(train: Features, n: int) -> int:
 def missing_scores(n: int, train: Features, labeled: bool) -> list[str]:
     """A sentence for every score that does not apply to n samples, and why."""
     lines = []
-    if min(n, len(train)) < LEAST:
+    if min(n, len(train)) < MIN_FOR_FID:
         lines.append(
             f"no fid_classifier: {n} samples and {len(train)} training images; the covariance of "
-            f"128 features needs {LEAST} of each"
+            f"128 features needs {MIN_FOR_FID} of each"
         )
     if reference_size(train, n) <= K:
         lines.append(f"no precision and recall: they need more than {K} images")
@@ -70,5 +70,6 @@ def score_all(
     title = f"Share of each class, as classified, of {num} samples and the real images"
     columns = [str(label) for label in range(num_classes)]
     show(title, {name: dict(zip(columns, own, strict=True)) for name, own in shares.items()})
-    print("\n".join(missing_scores(num, train, labeled)))
+    for line in missing_scores(num, train, labeled):
+        print(line)
     return {"scores": rows, "class_shares": shares}

@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Plain-text tables of numbers."""
 
 from collections.abc import Mapping
 

@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
 
 
 def label_embedding(classes: int, emb_channels: int) -> nn.Embedding:
-    """One vector (E,) a class."""
+    """Class embedding, (classes,) int64 -> (classes, E)."""
     embedding = nn.Embedding(classes, emb_channels)
     nn.init.normal_(embedding.weight, std=LABEL_STD)
     return embedding

@@ -62,11 +62,11 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-HEAD = ("layer", "output (C x H x W)", "parameters", "MFLOPs an image")
+HEAD = ("layer", "output (C x H x W)", "parameters", "MFLOPs per image")
 
 
 def cells(rows: list[Layer]) -> list[tuple[str, ...]]:
-    """The table as text, a tuple a row."""
+    """The table as text, one tuple per row."""
     return [
         (name, " x ".join(map(str, shape)), f"{parameters:,}", f"{flops / 1e6:,.1f}")
         for name, shape, parameters, flops in rows

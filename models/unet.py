@@ -19,7 +19,7 @@ from models.blocks import (
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the step to the next."""
+    """Residual blocks at one resolution, and the layer to the next resolution."""
 
     def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module) -> None:
         super().__init__()

@@ -371,7 +371,7 @@ def make_nan(state: dict) -> None:
         (reshape, ["instead of", "[1, "]),
         (to_double, ["float64", "instead of float32"]),
         (make_nan, ["ema.module.", "is not finite"]),
-        (lambda state: state.update(ema=[1]), ["no table of tensors"]),
+        (lambda state: state.update(ema=[1]), ["not a dict of tensors"]),
         (lambda state: state.pop("scheduler"), ["lacks scheduler"]),
         (lambda state: state["config"]["model"].update(colour=1), ["does not fit", "colour"]),
     ],

@@ -24,7 +24,7 @@ def flags(tmp_path_factory) -> list[str]:
         side = 18 + i % 5
         picture = torch.randint(0, 256, (3, side, 20), generator=random, dtype=torch.uint8)
         images.save_png(picture, path)
-    own = ["--dataset", "folder", "--data-root", str(root), "--image-size", "16"]
+    own = ["--dataset", "folder", "--data-root", str(root), "--image-size", "14"]
     return [*AGAIN, *own, "--batch-size", "8"]
 
 

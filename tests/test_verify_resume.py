@@ -25,9 +25,9 @@ def test_other_surroundings_are_named():
     cpu, here = torch.device("cpu"), ckpt["environment"]
     threads = torch.get_num_threads()
     same = {**ckpt, "environment": {**here, "threads": threads}}
-    assert resume.changed_surroundings(same, cpu) == []
+    assert resume.changed_environment(same, cpu) == []
     other = {**ckpt, "environment": {**here, "threads": threads + 1, "torch": "1.0"}}
-    lines = resume.changed_surroundings(other, cpu)
+    lines = resume.changed_environment(other, cpu)
     assert [line.split(":")[0] for line in lines] == ["torch", "threads"]
     assert "to rounding" in lines[0]
 

@@ -10,8 +10,8 @@ from training.state import TrainState
 from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
-SPEED_SECONDS = 5.0  # of steps until the throughput is known,
-PLAN_SECONDS = 15.0  # and where a schedule follows from it, as the machine may be shared
+SPEED_SECONDS = 5.0  # timed before the throughput is printed
+SCHEDULE_SECONDS = 15.0  # timed before --max-minutes fixes the schedule
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end
 FORWARD = 1 / 3  # of the time of a training step is its forward pass
 LOG_SECONDS = 2.0  # at most, between readings of the losses
@@ -27,7 +27,7 @@ class Due(NamedTuple):
 
 
 class Clock:
-    """Starts when it is made. ``step_seconds`` is None until enough steps were timed."""
+    """Starts on construction. ``step_seconds`` is None until enough steps were timed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,7 +51,9 @@ class Clock:
         self.steps += 1
         if self.steps == SETTLE_STEPS:
             self.settled = self.now()
-        enough = min(PLAN_SECONDS, 3 * max_minutes) if max_minutes else SPEED_SECONDS  # 5 % at most
+        enough = (
+            min(SCHEDULE_SECONDS, 3 * max_minutes) if max_minutes else SPEED_SECONDS
+        )  # 5 % at most
         if self.steps <= SETTLE_STEPS or time.monotonic() - self.settled < enough:
             return False
         self.step_seconds = (self.now() - self.settled) / (self.steps - SETTLE_STEPS)
@@ -68,7 +70,7 @@ class Clock:
         return LRSchedule.over(total, c.warmup_steps, c.decay)
 
     def steps_left(self, max_minutes: float, epoch_steps: int, validation: float) -> int:
-        """How many more steps fit, with forward passes of so many batches after every epoch."""
+        """How many more steps fit; validation: forward passes per epoch, in batches."""
         seconds = 60 * max_minutes * (1 - RESERVE) - (time.monotonic() - self.began)
         validation *= FORWARD  # in training steps
         steps = (seconds / self.step_seconds - validation) / (1 + validation / epoch_steps)

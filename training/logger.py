@@ -60,7 +60,7 @@ class Logger:
         self.writer.add_text("layers", table, 0)
 
     def progress_bar(self) -> tqdm:
-        """Of this epoch; silent without a terminal, and on all ranks but the first."""
+        """Of this epoch; disabled without a terminal and on ranks other than 0."""
         per_epoch = self.state.epochs.steps
         self.bar = tqdm(
             total=per_epoch,
@@ -78,7 +78,7 @@ class Logger:
         return f"Train :: Epoch: {self.state.step // per_epoch + 1}/{epochs}"
 
     def add_step(self, result: StepResult) -> None:
-        """Note a step; nothing is read back from the device."""
+        """Buffer the metrics of a step on the device."""
         self.steps.append(self.state.step)
         noted = {"loss": result.loss, "gradient_norm": result.grad_norm, "lr": self.state.lr}
         for name, value in noted.items():
@@ -153,7 +153,7 @@ class Logger:
 
 
 class Writer:
-    """SummaryWriter, whose failure costs the curves but not the run: one warning, then nothing.
+    """SummaryWriter that disables itself, with one warning, if writing fails.
 
     purge_step: a resumed run repeats the steps after its checkpoint. TensorBoard then drops the
     points of the interrupted process, provided that this one set a purge_step too.

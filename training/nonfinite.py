@@ -20,7 +20,7 @@ LIMIT = 3  # skipped updates in a row
 
 
 class StepResult(NamedTuple):
-    """Of one training step, on the device."""
+    """Metrics of one training step, on the device."""
 
     loss: Tensor  # its mean over the ranks is that of the global batch
     grad_norm: Tensor
@@ -32,7 +32,7 @@ Step = Callable[[TrainState, Tensor, Tensor], StepResult]  # train.train_step
 
 
 class NotFiniteError(StoppedError):
-    """Some updates in a row were skipped: which, from what, and what to do."""
+    """Consecutive updates were not finite: which, from what, and what to do."""
 
 
 def output_gradient(loss: Tensor) -> Tensor:
@@ -88,19 +88,19 @@ def replay(state: TrainState, step: Step, train_set: ImageSet, last: int) -> int
 
 
 def rerun(state: TrainState, step: Step, train_set: ImageSet, number: int) -> str:
-    """Run this step with the weights as they are; its numbers in a line."""
+    """Run this step with the current weights; one line of diagnosis."""
     state.step = number - 1
     x_0, y = next(state.batches(train_set, most=1))
     state.step = number
     eager = torch.compiler.set_stance("force_eager")  # a compiled network would not call the hooks
     with eager, non_finite_outputs(state.model) as modules:
         result = step(state, x_0, y)
-    blame = f"first output that is not finite: {modules[0]}" if modules else "all outputs finite"
+    cause = f"first output that is not finite: {modules[0]}" if modules else "all outputs finite"
     if not x_0.isfinite().all():
-        blame = "the images themselves are not finite"
+        cause = "the images themselves are not finite"
     return (
         f"step {number} (seed {state.config.train.seed}): loss {result.loss.item():.9g}, "
-        f"gradient norm {result.grad_norm.item():.9g}, learning rate {state.lr:.9g}, {blame}"
+        f"gradient norm {result.grad_norm.item():.9g}, learning rate {state.lr:.9g}, {cause}"
     )
 
 

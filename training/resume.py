@@ -13,13 +13,13 @@ from utils import checkpoint, runs
 # Settings that cannot change a weight.
 HARMLESS = {"checkpoint_activations", "data_root", "save_minutes"}
 HARMLESS |= {f.name for f in fields(SampleConfig)}
-# Settings with another value of which the weights do not load, or are worthless.
+# Settings that must not change: the weights would not load, or lose their meaning.
 FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}
-FIXED |= {"dataset", "image_size", "optimizer", "prediction"}
+FIXED |= {"dataset", "image_size", "optimizer", "prediction", "precondition"}
 # Settings from which the learning-rate schedule is computed.
 SCHEDULE = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 # Properties of the machine on which the last bits depend.
-SURROUNDINGS = ("torch", "device", "gpu", "cpu", "bf16", "threads", "ranks")
+ENVIRONMENT = ("torch", "device", "gpu", "cpu", "bf16", "threads", "ranks")
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def changed_settings(path: Path, stored: Config, config: Config) -> list[str]:
     return lines
 
 
-def changed_surroundings(ckpt: dict[str, Any], device: torch.device) -> list[str]:
-    """What rounds differently than where the checkpoint was written, a line each."""
+def changed_environment(ckpt: dict[str, Any], device: torch.device) -> list[str]:
+    """Changes of hardware or software that change rounding, a line each."""
     before, now = ckpt.get("environment", {}), runs.environment(device)
     lines = [
         f"{name}: {before[name]} -> {now[name]} (the same to rounding, not to the bit)"
-        for name in SURROUNDINGS
+        for name in ENVIRONMENT
         if name in before and before[name] != now[name]
     ]
     if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
@@ -80,7 +80,7 @@ def announce(resumed: Resumed, device: torch.device) -> list[str]:
     """Print where the run continues and what differs from before; the lines to record."""
     step = resumed.ckpt["step"]
     print(f"Resuming after step {step}", flush=True)
-    changes = [*resumed.changes, *changed_surroundings(resumed.ckpt, device)]
+    changes = [*resumed.changes, *changed_environment(resumed.ckpt, device)]
     for line in changes:
         print(line, flush=True)
     return [f"after step {step}: {line}" for line in changes]

@@ -18,7 +18,7 @@ FROM_DATA = {"num_classes": -1, "image_size": 0}  # values that the data set fil
 
 @dataclass(frozen=True)
 class Args:
-    """What was typed, checked: the configuration, and what concerns this invocation alone."""
+    """The checked command line: the configuration, and options of this invocation alone."""
 
     config: Config
     resumed: Resumed | None
@@ -35,7 +35,11 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     """The preset, or the resumed run's configuration, with the typed flags on top; checked."""
     parser = Parser(prog="train.py", description=description)
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from [mnist]")
-    parser.add_argument("--resume", metavar="PATH", help="checkpoint or version folder, or auto")
+    parser.add_argument(
+        "--resume",
+        metavar="PATH",
+        help="checkpoint, version folder, latest; auto: latest intact, or start",
+    )
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--dry-run", action="store_true", help="print settings, layers, data; exit")
@@ -43,7 +47,10 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         "--prove-resume", action="store_true", help="train, kill, resume, compare; exit"
     )
     parser.add_argument(
-        "--replay", type=int, metavar="STEP", help="with --resume: compute it again; exit"
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="with --resume: recompute this step, print it; exit",
     )
     own, typed = parser.parse(argv, list(vars(PRESETS["mnist"]).values()))
     if own["preset"] and own["resume"]:
@@ -98,7 +105,9 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise ConfigError(f"{parameters:,} parameters do not fit into memory: a smaller network")
+        raise ConfigError(
+            f"{parameters:,} parameters do not fit into memory: use a smaller network"
+        )
 
 
 def check_replay(step: int | None, resumed: Resumed | None) -> None:

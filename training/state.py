@@ -59,9 +59,9 @@ class TrainState:
     ranks: Ranks
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
-    best: dict[str, float] | None = None  # step and loss of the lowest validation loss
+    best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
-    skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # updates in a row
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
     saved: Path | None = None  # the newest checkpoint
     loss_by_quartile: Tensor = field(default_factory=lambda: torch.zeros(4, 2))  # sum and count
 
@@ -74,7 +74,7 @@ class TrainState:
         ranks: Ranks,
         resumed: Resumed | None,
     ) -> Self:
-        """New, or as the checkpoint has it."""
+        """Initialize, or restore from a checkpoint."""
         c = config.train
         model, diffusion = build(config)
         model, diffusion = model.to(device), diffusion.to(device)
@@ -182,7 +182,7 @@ def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]
 
 
 def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:
-    """Whether to compile the network, with so many steps ahead (None: not known yet).
+    """Whether to compile the network, for the remaining steps (None: not known yet).
 
     On a CPU compilation takes one to three minutes and gains at most a tenth, so auto compiles on
     CUDA only, and only if at least COMPILE_STEPS or COMPILE_MINUTES are ahead.

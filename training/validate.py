@@ -22,7 +22,7 @@ class Validation:
     def __init__(self, state: TrainState, train_set: ImageSet, test_set: ImageSet) -> None:
         self.held_out = HeldOut.of(*subset(test_set, HELD_OUT), state.diffusion)
         self.train_set = train_set
-        self.images = len(self.held_out.t) + PREVIEW * state.config.sample.steps  # evaluated
+        self.images = len(self.held_out.t) + PREVIEW * state.config.sample.steps
 
     def run(self, state: TrainState) -> tuple[float, list[Tensor]]:
         """The held-out loss, and x_T ... x_0 of some samples; updates state.best.
@@ -30,11 +30,11 @@ class Validation:
         At the end of the run, or where samples need them now, also the network's errors of x_0.
         """
         sample, diffusion = state.config.sample, state.diffusion
+        diffusion.x0_error = None
+        if state.finished or sample.variance == "optimal":  # in float32, as sample.py samples
+            x_0, y = subset(self.train_set, ERRORS)
+            diffusion.x0_error = x0_errors(state.ema, diffusion, x_0, y, sample.clip)
         with autocast(state.device, state.config.train.precision):
-            diffusion.x0_error = None
-            if state.finished or sample.variance == "optimal":
-                x_0, y = subset(self.train_set, ERRORS)
-                diffusion.x0_error = x0_errors(state.ema, diffusion, x_0, y, sample.clip)
             loss = held_out_losses(state.ema, diffusion, self.held_out).mean().item()
             states = preview(state)
         if state.best is None or loss < state.best["loss"]:

@@ -1,4 +1,4 @@
-"""--prove-resume: a run that was killed and resumed against one that was not, on this machine."""
+"""--prove-resume: a killed and resumed run equals an unbroken one, bit for bit, on this machine."""
 
 import signal
 import subprocess
@@ -57,7 +57,7 @@ def start(flags: list[str], root: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for it. ConfigError with its own words where it fails."""
+    """Wait for it. ConfigError with its stderr where it fails."""
     try:
         _, errors = process.communicate()
     finally:

@@ -1,1 +1,1 @@
-"""Files on disk, keyed randomness, optimization: what the scripts need besides the science."""
+"""The ground floor: files, checkpoints, run folders, devices, ranks, keyed randomness."""

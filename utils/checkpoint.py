@@ -1,4 +1,4 @@
-"""Checkpoints: one file of plain values and tensors that is either whole or not there.
+"""Checkpoints: one file of plain values and tensors, written atomically.
 
 ``torch.load`` does not notice flipped bits, so every file carries a SHA-256 of its content, which
 is compared on load. They are read by utils.safe_load and in no other way.
@@ -18,7 +18,7 @@ from utils.pytree import digest, mismatches, not_finite
 from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
-PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
+PARTS = ("config", "data", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
 # What training computed: a run that was interrupted and resumed has it bit for bit.
 RESULT = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
 RESULT += ("by_quarter",)
@@ -100,7 +100,7 @@ def result(content: Mapping[str, Any]) -> dict[str, Any]:
 def check_fits(path: Path, part: str, found: Any, expected: Mapping[str, Any]) -> None:
     """CheckpointError with the first differences unless keys, shapes and types are the expected."""
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} does not fit: {part} is no table of tensors")
+        raise CheckpointError(f"{path} does not fit: {part} is not a dict of tensors")
     if lines := mismatches(found, expected):
         raise CheckpointError(f"{path} does not fit its configuration: {part}: {'; '.join(lines)}")
 
@@ -131,7 +131,7 @@ def newest_version(root: Path) -> Path | None:
 def newest_intact(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
     """The newest intact checkpoint, loaded, and newer ones of its version that are damaged.
 
-    By version and step, never by the clock. None where there is none at all; CheckpointError
+    By version and step, not by time. None where there is none at all; CheckpointError
     where all are damaged, and for one that is intact but cannot be used.
     """
     folder, damaged = newest_version(root), []
@@ -163,7 +163,7 @@ def find(where: str | Path, root: Path) -> Path:
 
     Raises CheckpointError when nothing is there.
     """
-    path = newest_version(root) if where == "latest" else Path(where)
+    path = newest_version(root) if str(where) == "latest" else Path(where)
     if path is None:
         raise CheckpointError(f"no checkpoint under {root}: train one first with python train.py")
     try:

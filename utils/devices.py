@@ -34,10 +34,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def tune(device: torch.device) -> None:
-    """On CUDA: TensorFloat-32 where float32 is multiplied, as float32 alone would leave most of the
-    hardware idle, and convolution kernels chosen by a race at each new size of input. On a CPU:
-    freed memory is kept.
-    """
+    """CUDA: TF32 and cuDNN autotuning. CPU: freed memory is kept; see keep_freed_memory."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

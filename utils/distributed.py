@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class RankError(StoppedError):
-    """Another rank is gone, or is not doing the same; one line."""
+    """Another rank is gone, or has diverged from this one; one line."""
 
 
 def share(rows: Tensor, rank: int, world: int) -> Tensor:
@@ -61,7 +61,7 @@ class Ranks:
         return share(rows, self.rank, self.world)
 
     def alone(self, held: AbstractContextManager) -> AbstractContextManager:
-        """What only the first rank enters."""
+        """The context on rank 0, none elsewhere."""
         return held if self.first else nullcontext()
 
     def silenced(self, nowhere: TextIO) -> AbstractContextManager:
@@ -79,7 +79,7 @@ class Ranks:
         return nullcontext() if sync or self.world == 1 else network.no_sync()
 
     def highest(self, *values: int) -> tuple[int, ...]:
-        """Of each value the largest of all ranks; over the CPU, so that no GPU is waited for."""
+        """The elementwise maximum over the ranks; on the CPU, so without waiting for a GPU."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.int64)
@@ -115,7 +115,7 @@ class Ranks:
     def check_equal(self, value: object, what: str) -> None:
         """RankError unless all ranks give the same value."""
         if self.from_first(lambda: value) != value:
-            raise RankError(f"rank {self.rank} has other {what} than rank 0")
+            raise RankError(f"rank {self.rank} has different {what} from rank 0")
 
 
 ALONE = Ranks()

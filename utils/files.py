@@ -15,7 +15,7 @@ LOCK = "writer.lock"
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name at the end of ``with``; before, the old one has it.
+    """Write atomically: a temporary file that replaces ``path`` at the end of ``with``.
 
     Written beside its place, flushed to the disk, renamed, and the folder flushed too. Raises
     OSError; then, as after any other error inside ``with``, what was there before is untouched.
@@ -48,7 +48,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what killed processes left half-written; only for the folder's one writer."""
+    """Delete the temporary files of killed processes; only for the folder's one writer."""
     for path in folder.glob(".*.partial"):
         path.unlink(missing_ok=True)
 

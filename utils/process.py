@@ -1,4 +1,4 @@
-"""This process: exit codes, signals that stop it, output whose reader is gone."""
+"""This process: exit codes, stop signals, closed pipes."""
 
 import os
 import signal

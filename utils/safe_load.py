@@ -49,7 +49,7 @@ def check_archive(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise ValueError("compressed")
         if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-            raise ValueError("larger inside than outside")
+            raise ValueError("claims more bytes than the file has")
         for pickled in (entry for name, entry in entries.items() if name.endswith(".pkl")):
             if pickled.file_size > LARGEST_STRUCTURE:
                 raise ValueError("too much beside the tensors")

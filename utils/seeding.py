@@ -28,14 +28,18 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def image_noise(
-    seed: int, indices: Sequence[int], shape: Sequence[int], device: torch.device
+    seed: int,
+    indices: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device,
+    purpose: str = "image",
 ) -> Callable[[], Tensor]:
-    """A source of standard normal noise (B, C, H, W) in which image i has its own stream.
+    """Source of standard normal noise (B, C, H, W) in which image i has its own stream.
 
-    Stream i depends on (seed, i) alone, not on the batch, and is generated on the CPU: it is the
-    same on every device.
+    Stream i depends on (seed, purpose, i) alone, not on the batch. It is generated on the CPU, so
+    that it is the same on every device.
     """
-    streams = [generator("cpu", seed, "image", i) for i in indices]
+    streams = [generator("cpu", seed, purpose, i) for i in indices]
 
     def randn() -> Tensor:
         return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
