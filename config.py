@@ -354,7 +354,7 @@ class Parser(argparse.ArgumentParser):
         values = vars(self.parse_args(argv))
         return {name: values.pop(name) for name in own}, values
 
-    def add_section(self, section: object, default: str | None) -> None:
+    def add_section(self, section: object, default: str | None = None) -> None:
         """One flag per field; untyped flags leave no trace."""
         group = self.add_argument_group(type(section).__name__.removesuffix("Config").lower())
         for f, kind, value in options(section):

@@ -87,7 +87,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     Each rank draws its share of the samples; rank 0 does everything else.
     """
     opened = args.opened
-    fingerprint = opened.content["data"]["fingerprint"]
+    fingerprint = opened.content.get("data", {}).get("fingerprint")
     train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))

@@ -41,7 +41,8 @@ class DiffusionModel:
         grid = uniform_grid(self.diffusion, sampler.steps, start)
         randn = image_noise(seed, indices, self.image_shape, self.diffusion.device)
         network = sampler.guide(self.network, labels, self.num_classes, self.diffusion)
-        x = randn() if x is None else x
+        x_T = randn()  # also where x is given: the noise of the steps must not be that of x_T
+        x = x_T if x is None else x
         yield x
         yield from sampler(network, self.diffusion, x, grid, randn)
 

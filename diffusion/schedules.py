@@ -15,8 +15,7 @@ MAX_BETA = 0.999  # Nichol & Dhariwal 2021, Sec. 3.2: no step may destroy everyt
 def linear(timesteps: int) -> Tensor:
     """beta from 1e-4 to 0.02 (Ho et al. 2020, Sec. 4), times 1000 / T.
 
-    So alpha_bar_T depends little on T.
-    Raises ValueError for a T so small that a beta reaches 1.
+    So alpha_bar_T hardly depends on T. Raises ValueError for a T so small that a beta reaches 1.
     """
     scale = 1000 / timesteps
     if 0.02 * scale >= 1:

@@ -186,7 +186,7 @@ def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
 def test_ranks_with_different_images_are_refused(tmp_path):
     ends = ranks.run(tmp_path, 2, SHORT, "ranks.other_images")
     assert {end.code for end in ends} == {1}
-    assert "other checkpoint or images" in ends[0].err
+    assert "a different checkpoint or images than rank 0" in ends[0].err
 
 
 def test_sampling_on_any_number_of_ranks_draws_the_same_images(alone, tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_dry_run_shows_settings_layers_and_data_and_leaves_nothing(few_digits, c
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert rows["--lr"] == ["0.002"]
-    assert rows["layer"][-4:] == ["parameters", "MFLOPs", "an", "image"]
+    assert rows["layer"][-4:] == ["parameters", "MFLOPs", "per", "image"]
     assert rows["stem"][:5] == ["8", "x", "4", "x", "4"]
     assert {"down.0.blocks.0", "middle.0", "middle.1", "up.0.blocks.0", "head"} <= rows.keys()
     assert rows["total"][:5] == ["1", "x", "28", "x", "28"]

@@ -126,7 +126,7 @@ def check_replay(step: int | None, resumed: Resumed | None) -> None:
 def load_data(args: Args) -> tuple[Config, ImageSet, ImageSet]:
     """The configuration with what follows from the data filled in; training and test set."""
     config = args.config
-    fingerprint = args.resumed and args.resumed.ckpt["data"]["fingerprint"]
+    fingerprint = args.resumed and args.resumed.ckpt.get("data", {}).get("fingerprint")
     try:
         train_set, test_set = load_splits(**asdict(config.data), fingerprint=fingerprint)
     except DataNotFound as e:

@@ -18,7 +18,7 @@ from utils.pytree import digest, mismatches, not_finite
 from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
-PARTS = ("config", "data", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
+PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
 # What training computed: a run that was interrupted and resumed has it bit for bit.
 RESULT = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
 RESULT += ("by_quarter",)

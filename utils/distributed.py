@@ -115,7 +115,7 @@ class Ranks:
     def check_equal(self, value: object, what: str) -> None:
         """RankError unless all ranks give the same value."""
         if self.from_first(lambda: value) != value:
-            raise RankError(f"rank {self.rank} has different {what} from rank 0")
+            raise RankError(f"rank {self.rank} has a different {what} than rank 0")
 
 
 ALONE = Ranks()

@@ -20,7 +20,7 @@ from utils.pytree import children
 
 LARGEST_STRUCTURE = 2**20  # bytes of everything but the tensors; 58 M parameters take 170,000
 MOST_OPCODES = 300_000  # they take half a second
-MOST_VALUES = 2**20  # a network of 58 M parameters has 6,000
+MOST_VALUES = 2**18  # a network of 58 M parameters has 6,000
 DEEPEST = 100
 DTYPES = "BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short"
 GLOBALS = re.compile(

@@ -1,0 +1,30 @@
+"""tests/golden.py, the equality check for refactors: it is stable, and it notices a change."""
+
+from pathlib import Path
+
+import pytest
+from golden import FORMULATIONS, TINY, Checkout, golden
+
+CODE = Path(__file__).parent.parent
+
+
+def hashes(folder: Path, *flags: str) -> dict:
+    """Of a training of the default formulation in this empty folder."""
+    folder.mkdir()
+    return Checkout(CODE, folder).train(*TINY.split(), *flags)
+
+
+def test_equal_trainings_have_equal_hashes_and_another_seed_has_others(tmp_path):
+    first, again = (hashes(tmp_path / name) for name in ("first", "again"))
+    other = hashes(tmp_path / "other", "--seed", "1")
+    assert first["code"] == other["code"] == 0
+    assert (first["checkpoint"], first["curves"]) == (again["checkpoint"], again["curves"])
+    for part in ("model", "ema", "optimizer", "x0_error"):
+        assert first["checkpoint"][part] != other["checkpoint"][part]
+    assert first["checkpoint"]["scheduler"] == other["checkpoint"]["scheduler"]
+
+
+@pytest.mark.slow
+def test_all_of_it_is_stable():
+    """Seven formulations, resuming, five samplers, evaluation: twice the same."""
+    assert golden(CODE, FORMULATIONS) == golden(CODE, FORMULATIONS)
