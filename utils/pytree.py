@@ -20,7 +20,7 @@ def children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The keys and values of a dict, the items of a list or tuple; nothing of the rest."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"{name} key", key
+            yield f"{name}.{key} key".lstrip("."), key
             yield f"{name}.{key}".lstrip("."), item
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
