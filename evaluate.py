@@ -24,16 +24,8 @@ from evaluation.features import LabeledImages, load_or_train
 from evaluation.memorization import memorization
 from evaluation.scores import score_all
 from evaluation.tables import Row
-from sample import (
-    CommonArgs,
-    TrainedModel,
-    add_flags,
-    choices,
-    common,
-    open_checkpoint,
-    parse,
-    share_of_images,
-)
+from sample import CommonArgs, add_flags, choices, common, parse, share_of_images
+from training.trained import TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined

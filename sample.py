@@ -8,7 +8,6 @@ From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
-import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -21,240 +20,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import Config, ConfigError, Parser, SampleConfig, check_range, flag
-from diffusion import DiffusionModel, Sampler, generate
-from models import PowerEMA
-from training.state import build
-from utils import checkpoint, images, runs
+from config import Config, ConfigError, Parser, check_range, flag
+from diffusion import Sampler, generate
+from training.trained import (
+    NUM,
+    RUN_ROOT,
+    OpenCheckpoint,
+    TrainedModel,
+    check_x0_error,
+    load,
+    open_checkpoint,
+    repeat_labels,
+)
+from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.files import whole_file
 from utils.process import exit_code
-from utils.seeding import image_noise
 
-RUN_ROOT = Path("Logs_Checkpoints")
+__all__ = ["TrainedModel", "load"]
+
 FORMATS = ("grid", "png", "gif", "npz")
 FRAMES = 100  # of an animation, at most
-NUM = 100  # images
-
-
-# From Python.
-
-
-@dataclass(frozen=True, repr=False)
-class TrainedModel(DiffusionModel):
-    """The EMA weights of a checkpoint with their process and configuration; see ``load``."""
-
-    config: Config
-    path: Path
-    step: int  # of training
-
-    @property
-    def device(self) -> torch.device:
-        return self.diffusion.device
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """The class labels 0 ... K - 1; empty for an unconditional network."""
-        return tuple(range(self.num_classes))
-
-    def sample(
-        self,
-        num: int | None = None,
-        classes: Sequence[int] | None = None,
-        *,
-        seed: int = 0,
-        start: int | None = None,
-        x: Tensor | None = None,
-        batch_size: int = 100,
-        **settings: Any,
-    ) -> Tensor:
-        """Sample x_0 (num, C, H, W) in [-1, 1], on the CPU: the images that sample.py draws.
-
-        num, batch_size: 1 ... 10^7. classes: labels, repeated cyclically up to num; default: all.
-        settings override fields of config.SampleConfig (steps, sampler, guidance, ...); the others
-        come from the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T)
-        to begin with, instead of noise at T. Raises ConfigError for invalid values.
-        """
-        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
-            raise ConfigError(f"unknown sampling setting: {', '.join(sorted(unknown))}")
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        if start is not None and x is None:
-            raise ConfigError("start needs x, a noisy image at t = start: model.noise(x_0, start)")
-        if num is None:
-            num = len(x) if x is not None else len(classes) if classes is not None else NUM
-        for name, value in {"num": num, "batch_size": batch_size}.items():
-            check_range(name, integer(name, value), 1, 10**7)
-        check_range("seed", integer("seed", seed), 0, 2**63 - 1)
-        if x is not None:
-            x = self.images("x", x, num)
-        if start is not None and "steps" not in settings:  # as train.py caps the default
-            trained = self.timesteps("start", start, 1)[0].item() - self.first_timestep + 1
-            settings["steps"] = max(1, min(self.config.sample.steps, trained))
-        config = self.config.override(**settings)
-        config.check()
-        config.check_sampling(settings)
-        check_x0_error(config, self.path, self.config.sample.clip, self.diffusion.x0_error)
-        labels = repeat_labels(classes, num, self.num_classes)
-        sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
-        try:
-            (x_0,) = generate(
-                self, sampler, range(num), labels, seed=seed, batch_size=batch_size, **options
-            )
-        except ValueError as e:  # a start or steps that the process does not have
-            raise ConfigError(str(e)) from e
-        return x_0
-
-    @torch.no_grad()
-    def denoise(self, x_t: Tensor, t: Tensor | int, classes: Sequence[int] | None = None) -> Tensor:
-        """x̂_0 (N, C, H, W), the estimate of x_0 in x_t (N, C, H, W).
-
-        t in 1 ... T: an int or (N,) int. classes: labels, repeated cyclically up to N; None:
-        unconditional. Clamped to [-1, 1] if config.sample.clip. Raises ConfigError.
-        """
-        x = self.images("x_t", x_t, len(x_t)).to(self.device)
-        t = self.timesteps("t", t, len(x))
-        labels = None if classes is None else repeat_labels(classes, len(x), self.num_classes)
-        labels = labels if labels is None else labels.to(self.device)
-        x_0 = self.diffusion.predict_x0(self.network(x, t, labels), x, t)
-        return (x_0.clamp(-1, 1) if self.config.sample.clip else x_0).to(x_t.device)
-
-    def noise(self, x_0: Tensor, t: Tensor | int, seed: int = 0) -> Tensor:
-        """x_t ~ q(x_t | x_0) (Eq. 4), (N, C, H, W); t in 1 ... T: an int or (N,) int.
-
-        The noise is keyed by the seed; it is never that from which ``sample`` starts. Raises
-        ConfigError.
-        """
-        x = self.images("x_0", x_0, len(x_0)).to(self.device)
-        t = self.timesteps("t", t, len(x))
-        noise = image_noise(seed, range(len(x)), self.image_shape, self.device, "q_sample")()
-        return self.diffusion.q_sample(x, t, noise).to(x_0.device)
-
-    @property
-    def first_timestep(self) -> int:
-        return self.diffusion.first_timestep
-
-    def images(self, name: str, x: Tensor, num: int) -> Tensor:
-        """x as float32 (num, C, H, W). ConfigError for another shape or type, or no image."""
-        shape = (num, *self.image_shape)
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape or not num:
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ConfigError(f"{name} must be a float tensor {shape}, got {found}")
-        return x.float()
-
-    def timesteps(self, name: str, t: Tensor | int, num: int) -> Tensor:
-        """t as (num,) int64 on the device. ConfigError outside 1 ... T."""
-        t = torch.as_tensor(t, device=self.device)
-        if t.is_floating_point() or t.dtype == torch.bool or t.shape not in ((), (num,)):
-            raise ConfigError(f"{name} must be one integer or {num} of them, got {t.tolist()}")
-        if not ((t >= 1) & (t <= self.diffusion.timesteps)).all():
-            raise ConfigError(f"{name} must lie in 1..{self.diffusion.timesteps}, got {t.tolist()}")
-        return t.long().expand(num)
-
-    def __repr__(self) -> str:
-        return f"TrainedModel({self.path}, step {self.step}, {self.image_shape}, {self.device})"
-
-
-def load(
-    where: str | Path = "latest", run_root: str | Path = RUN_ROOT, device: str = "auto"
-) -> TrainedModel:
-    """The model of a checkpoint file, a version folder, or ``latest`` under the run root.
-
-    device: auto, cpu, cuda or cuda:N. Raises CheckpointError, ConfigError, DeviceError: all are
-    InputError.
-    """
-    chosen = pick_device(str(device))
-    tune(chosen)
-    return open_checkpoint(where, run_root, {}).model(chosen)
-
-
-@dataclass(frozen=True)
-class OpenCheckpoint:
-    """A verified checkpoint, and its configuration with the command line's overrides."""
-
-    path: Path
-    content: dict[str, Any]
-    config: Config
-
-    @property
-    def x0_error(self) -> Tensor | None:
-        """The network's errors of x_0, for --variance optimal; None unless measured with --clip."""
-        same = self.config.sample.clip == self.content["config"]["sample"]["clip"]
-        return self.content.get("x0_error") if same else None
-
-    def model(self, device: torch.device) -> TrainedModel:
-        """The EMA network and the process. Raises ConfigError, CheckpointError."""
-        c = self.config
-        network, diffusion = build(c)
-        ema = PowerEMA(network, c.train.ema_power, c.train.ema_decay)
-        checkpoint.check_fits(self.path, "ema", self.content["ema"], ema.state_dict())
-        ema.load_state_dict(self.content["ema"])
-        diffusion.x0_error = self.x0_error
-        return TrainedModel(
-            ema.to(device, memory_format=torch.channels_last),
-            diffusion.to(device),
-            c.image_shape,
-            c.model.num_classes,
-            c,
-            self.path,
-            self.content["step"],
-        )
-
-
-def open_checkpoint(
-    where: str | Path, run_root: str | Path, typed: dict[str, Any]
-) -> OpenCheckpoint:
-    """Load a checkpoint, apply overrides. Raises CheckpointError, ConfigError."""
-    path = checkpoint.find(where, Path(run_root))
-    content = checkpoint.load(path)
-    config = Config.from_dict(content["config"]).override(**typed)
-    config.check()
-    config.check_sampling(typed)
-    return OpenCheckpoint(path, content, config)
-
-
-def repeat_labels(classes: Sequence[int] | None, num: int, num_classes: int) -> Tensor | None:
-    """Labels (num,) int64: ``classes`` repeated cyclically; None: all of them.
-
-    Returns None for an unconditional network. Raises ConfigError for labels outside 0 ... K - 1,
-    for more labels than images, and for any beside an unconditional network.
-    """
-    if num_classes == 0:
-        if classes is not None:
-            raise ConfigError("--classes has no effect: the network was trained without classes")
-        return None
-    if classes is None:
-        return torch.arange(num) % num_classes
-    if isinstance(classes, str) or not isinstance(classes, Sequence | range | Tensor):
-        raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
-    labels = [integer("a class", y) for y in classes]
-    if not labels or any(not 0 <= y < num_classes for y in labels):
-        raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {labels}")
-    return torch.tensor(labels)[torch.arange(num) % len(labels)]
-
-
-def integer(name: str, value: Any) -> int:
-    """The value as an int. ConfigError for any other type, bool included."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value.item() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ConfigError(f"{name} must be an integer, got {value!r}") from e
-
-
-def check_x0_error(config: Config, path: Path, clip: bool, x0_error: Tensor | None) -> None:
-    """ConfigError if --variance optimal lacks the network's errors of x_0, measured with --clip."""
-    sample = config.sample
-    if sample.variance == "optimal" and (x0_error is None or sample.clip != clip):
-        raise ConfigError(
-            f"{path} lacks the network's errors of x_0 for this --clip, from which --variance "
-            "optimal is computed: only the checkpoint of a run's last step has them, for the run's "
-            "own --clip; use --variance posterior (evaluate.py measures them itself)"
-        )
-
-
-# From the command line.
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
-from sabotage import before_step
+from sabotage import before_step, steps_take
 
 import data.datasets
 import train
@@ -78,6 +78,11 @@ def other_images(_: int) -> None:
     if os.environ["RANK"] == "1":
         draw = data.datasets.DATASETS["digits"]
         data.datasets.DATASETS["digits"] = lambda root, size, part, d: draw(root, size, not part, d)
+
+
+def other_clocks(_: int) -> None:
+    """On every rank a step seems to take another time."""
+    steps_take(200 + 100 * int(os.environ["RANK"]))
 
 
 def slow(_: int) -> None:

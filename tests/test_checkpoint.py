@@ -51,6 +51,14 @@ def test_what_does_not_belong_is_refused_when_saving(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_of_other_programs_are_refused_by_name(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="weights is not a checkpoint of this program"):
+        checkpoint.load(tmp_path / "weights")
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        checkpoint.load(tmp_path)
+
+
 def test_a_newer_format_is_refused_with_its_version(path):
     content = torch.load(path, weights_only=True)
     torch.save({**content, "format_version": 99}, path)

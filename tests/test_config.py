@@ -3,10 +3,12 @@
 import inspect
 import json
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+import config
 import data
 import diffusion
 from config import (
@@ -181,3 +183,9 @@ def test_settings_of_sampling_with_effect_are_taken():
     for typed in ({"steps": 1000}, {"sampler": "ddim", "eta": 0.5}, {"guidance": 2.0}):
         Config().override(**typed).check_sampling(typed)
     Config().override(sampler="ddpm", eta=0.5).check_sampling(["sampler"])
+
+
+def test_the_table_of_settings_is_current():
+    """``python config.py > docs/settings.md`` makes it."""
+    path = Path(config.__file__).parent / "docs/settings.md"
+    assert path.read_text() == config.settings() + "\n"

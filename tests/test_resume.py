@@ -1,5 +1,6 @@
 """Where a resumed run continues, and what it does with the files that are there."""
 
+import shutil
 from pathlib import Path
 
 from faults import (
@@ -73,18 +74,24 @@ def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_version():
         assert not leftovers(where)
 
 
-def test_the_same_minutes_again_keep_the_schedule():
+def test_the_same_minutes_again_keep_the_schedule_and_others_do_not():
     """A scheduler that gives the command again does not begin to count anew."""
-    flags = [*NETWORK, "--max-minutes", "0.05", "--resume", "auto"]
+    flags = [*NETWORK, "--max-minutes", "0.1", "--resume", "auto"]
     with folder() as where:
-        ended = run(where, flags, "sabotage.stop_once_scheduled")
+        ended = run(where, flags, "sabotage.stop_once_scheduled", 200)
         assert ended.code == 143, ended.err
-        schedule = newest(where)["scheduler"]
-        assert newest(where)["step"] < schedule["total_steps"]
-        ended = run(where, flags)
+        schedule, step = newest(where)["scheduler"], newest(where)["step"]
+        assert step < schedule["total_steps"]
+        copy = shutil.copytree(where / "Logs_Checkpoints", where / "copy")
+        ended = run(where, flags, "sabotage.steps_take", 300)  # of which fewer would fit
         assert ended.code == 0, ended.err
         assert newest(where)["scheduler"] == schedule
         assert newest(where)["step"] == schedule["total_steps"]
+
+        other = ["--run-root", str(copy), "--resume", "auto", "--max-minutes", "0.05", *HERE]
+        assert run(where, other, "sabotage.steps_take", 300).code == 0
+        path = checkpoint.find("latest", copy)
+        assert step < checkpoint.load(path)["step"] < schedule["total_steps"]  # control
 
 
 def test_a_skipped_step_does_not_keep_the_run_from_saving():

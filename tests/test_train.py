@@ -4,14 +4,16 @@ import os
 import signal
 from dataclasses import replace
 
+import faults
 import pytest
 import torch
-from faults import DRAWN, NETWORK, result
+from faults import DRAWN, NETWORK, folder, result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.datasets
 import train
-from training.optim import LRSchedule
+from training.clock import FORWARD, RESERVE
+from training.validate import PREVIEW
 from utils import checkpoint
 
 CHECKPOINTS = "Logs_Checkpoints/checkpoints/version_{}"
@@ -92,6 +94,18 @@ def test_tensorboard_shows_every_panel(few_digits):
     assert [e.step for e in curves(few_digits).Scalars("train/loss")] == list(range(1, 11))
 
 
+def test_the_errors_of_x_0_are_measured_at_the_end(few_digits):
+    """At the end of every epoch only where the samples of validation need them."""
+    for version, (variance, known) in enumerate(
+        [("posterior", [False, True]), ("optimal", [True, True])]
+    ):
+        assert run("--epochs", "2", "--variance", variance) == 0
+        paths = checkpoint.steps(few_digits / CHECKPOINTS.format(version)).values()
+        errors = [checkpoint.load(path)["x0_error"] for path in paths]
+        assert [error is not None for error in errors] == known
+        assert errors[-1].shape == (51,)  # T + 1
+
+
 @pytest.mark.parametrize(("optimizer", "stops"), [("muon", (1, 5, 11)), ("adamw", (8,))])
 def test_an_interrupted_run_repeats_an_unbroken_one_bit_for_bit(
     few_digits, monkeypatch, optimizer, stops
@@ -126,14 +140,20 @@ def test_resume_auto_without_a_run_starts_fresh(capsys):
     assert "Nothing to resume" in capsys.readouterr().out
 
 
-def test_max_minutes_fits_a_schedule_into_the_minutes(few_digits):
-    assert run("--max-steps", "100000", "--max-minutes", "0.03") == 0
-    ckpt = checkpoint.load(newest(few_digits))
-    schedule = LRSchedule(**ckpt["scheduler"])
-    assert schedule.total_steps == ckpt["step"] < 100_000
-    rates = [e.value for e in curves(few_digits).Scalars("train/lr")]
-    peak = ckpt["config"]["train"]["lr"]
-    assert rates[-1] == pytest.approx(peak * schedule.factor(ckpt["step"]))  # decayed to its end
+def test_max_minutes_are_those_of_steps_and_validation():
+    """Where a step takes 0.2 s, by a clock that the steps alone advance."""
+    minutes, seconds = 0.1, 0.2
+    flags = [*NETWORK, "--max-steps", "100000", "--max-minutes", str(minutes)]
+    with folder() as where:
+        ended = faults.run(where, flags, "sabotage.steps_take", 200)
+        assert ended.code == 0, ended.err
+        steps = checkpoint.load(newest(where))["scheduler"]["total_steps"]
+        rates = [e.value for e in curves(where).Scalars("train/lr")]
+    assert steps == len(rates) == ended.step
+    assert rates[-1] < 0.1 * max(rates)  # it decayed to the end of the schedule
+    validation = seconds * FORWARD * (100 + PREVIEW * 2) / 20  # an epoch's, in batches of 20
+    planned = seconds * steps + validation * steps / 5
+    assert 0.95 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
 
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
@@ -170,7 +190,7 @@ def test_dry_run_shows_settings_layers_and_data_and_leaves_nothing(few_digits, c
         (["--num-classes", "0", "--label-drop", "0.2"], "--label-drop has no effect"),
         (["--dataset", "digits", "--image-size", "30"], "multiple of 4"),
         (["--resume", "auto", "--preset", "mnist"], "exclude each other"),
-        (["--dataset", "mnist", "--data-root", "/nonexistent"], "MNIST"),
+        (["--dataset", "digits", "--num-classes", "11"], "--num-classes"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(few_digits, capsys, argv, words):
@@ -214,16 +234,20 @@ def test_a_run_root_that_cannot_be_written_is_one_line(few_digits, capsys):
     assert "cannot make a run folder in file" in capsys.readouterr().err
 
 
-def test_without_mnist_the_default_trains_on_digits_with_a_warning(few_digits, capsys):
+def test_without_mnist_the_default_trains_on_digits_with_a_warning(few_digits, monkeypatch, capsys):
+    def absent(*_):
+        raise data.DataNotFound("MNIST is absent")
+
+    monkeypatch.setitem(data.datasets.DATASETS, "mnist", absent)
     network = NETWORK[NETWORK.index("--device") :]  # without --dataset
-    assert train.main([*network, "--data-root", "nowhere", "--max-steps", "2"]) == 0
+    assert train.main([*network, "--max-steps", "2"]) == 0
     captured = capsys.readouterr()
     assert "digits" in captured.err
     assert "NOT MNIST" in captured.err
     state = checkpoint.load(newest(few_digits))
     assert state["config"]["data"]["dataset"] == "digits"
     assert state["data"]["source"] == "drawn"
-    assert not (few_digits / "nowhere").exists()
+    assert train.main([*network, "--dataset", "mnist"]) == 2  # for whoever insists on it
 
 
 @pytest.mark.usefixtures("few_digits")

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from faults import AGAIN, NETWORK, folder, newest, run
+from faults import AGAIN, NETWORK, ROOT, folder, newest, run
 
+import train
 from config import ConfigError
-from training import resume
+from training import resume, verify_resume
 from training.setup import parse_args
-from training.verify_resume import verify_resume
 
 
 @pytest.mark.parametrize("flag", ["--resume=auto", "--max-steps", "--run-root", "--save-minutes"])
@@ -15,7 +15,7 @@ def test_flags_that_it_sets_itself_are_refused(flag):
     value = [] if "=" in flag else ["1"]
     args = parse_args(["--prove-resume", flag, *value], "")
     with pytest.raises(ConfigError, match=rf"chooses {flag.split('=')[0]} itself"):
-        verify_resume(args)
+        verify_resume.verify_resume(args)
 
 
 def test_other_surroundings_are_named():
@@ -30,6 +30,24 @@ def test_other_surroundings_are_named():
     lines = resume.changed_environment(other, cpu)
     assert [line.split(":")[0] for line in lines] == ["torch", "threads"]
     assert "to rounding" in lines[0]
+
+
+NOT_KEYED = f"""
+import sys
+sys.path[:0] = ["{ROOT}", "{ROOT / "tests"}"]
+import sabotage, train
+sabotage.randomness_of_the_process(0)
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_it_finds_a_difference(tmp_path, monkeypatch, capsys):
+    """The control: a training whose randomness is not keyed by the step."""
+    (tmp_path / "train.py").write_text(NOT_KEYED)
+    monkeypatch.setattr(verify_resume, "SCRIPT", tmp_path / "train.py")
+    assert train.main([*NETWORK, "--prove-resume"]) == 1
+    assert "DIFFERENT in" in capsys.readouterr().out
 
 
 @pytest.mark.slow
