@@ -128,7 +128,7 @@ def test_a_histogram_counts_classes_that_do_not_occur():
 
 @pytest.fixture
 def world():
-    """Training images on a plane in 50 dimensions, and fresh ones of the same kind."""
+    """Training images on a plane in 50 dimensions, and unseen ones of the same kind."""
     basis = normal(6, 50, seed=9)
 
     def draw(n, seed):
@@ -138,28 +138,28 @@ def world():
     return draw, train, nearest(draw(1000, 1), train)[0][:, 0]
 
 
-def test_fresh_images_are_not_taken_for_copies(world):
-    draw, train, fresh = world
-    found = closeness(nearest(draw(1000, 2), train)[0][:, 0], fresh)
+def test_unseen_images_are_not_taken_for_copies(world):
+    draw, train, unseen = world
+    found = closeness(nearest(draw(1000, 2), train)[0][:, 0], unseen)
     assert found["median_ratio"] == pytest.approx(1, abs=0.05)
     assert found["closer"] == pytest.approx(0.01, abs=0.01)
     assert verdict(found) == "no sign of memorization"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
-def test_copies_are_found_even_among_fresh_images(world, share):
-    draw, train, fresh = world
+def test_copies_are_found_even_among_unseen_images(world, share):
+    draw, train, unseen = world
     n = round(1000 * share)
     copies = train[torch.arange(n) % 100] + 0.01 * normal(n, 50, seed=5)
     samples = torch.cat([copies, draw(1000 - n, 2)])
-    found = closeness(nearest(samples, train)[0][:, 0], fresh)
+    found = closeness(nearest(samples, train)[0][:, 0], unseen)
     assert found["copies"] == pytest.approx(share, abs=0.01)
     assert verdict(found) == "copies training images"
 
 
 def test_what_is_merely_near_is_said_to_be():
-    fresh = torch.linspace(1, 2, 1001)
-    found = closeness(torch.cat([torch.full((100,), 0.9), torch.full((900,), 1.5)]), fresh)
+    unseen = torch.linspace(1, 2, 1001)
+    found = closeness(torch.cat([torch.full((100,), 0.9), torch.full((900,), 1.5)]), unseen)
     assert found["closer"] == pytest.approx(0.1)
     assert math.isclose(found["copies"], 0)
     assert "look at the pairs" in verdict(found)
