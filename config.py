@@ -6,7 +6,8 @@ configure, so that a checkpoint which stores ``asdict(config)`` can rebuild all 
 
 import argparse
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
 
@@ -17,21 +18,57 @@ class ConfigError(InputError):
     """An invalid setting; one line: what was wrong and what to do."""
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """How the values of an option are typed, where not as numbers or words; show inverts parse.
+
+    parse raises ArgumentTypeError.
+    """
+
+    parse: Callable[[str], Any]
+    show: Callable[[Any], str]
+    metavar: str
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``64`` or ``64x96`` as (height, width) in pixels."""
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"takes 64 or 64x96 (height x width), got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def show_size(size: tuple[int, int]) -> str:
+    """The inverse of parse_size."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def parse_channels(text: str) -> int:
+    """``auto`` is 0."""
+    if text not in ("auto", "1", "3", "4"):
+        raise argparse.ArgumentTypeError(f"takes auto, 1, 3 or 4, got {text!r}")
+    return 0 if text == "auto" else int(text)
+
+
+SIZE = Spelling(parse_size, show_size, "HxW")
+CHANNELS = Spelling(parse_channels, lambda n: str(n or "auto"), "auto|1|3|4")
+NAMES = Spelling(lambda text: tuple(filter(None, text.split(","))), ",".join, "NAME,...")
+
+
 def option(
     default: Any,
     help: str,
     least: float = -math.inf,
     most: float = math.inf,
-    typed: bool = True,
     sampler: str | None = None,
+    spelling: Spelling | None = None,
 ) -> Any:
     """A field whose help is both its comment and its --help line, with the range it accepts.
 
-    typed: whether it has a flag; values derived from the data have none. sampler: the one that the
-    option belongs to.
+    sampler: the one that the option belongs to.
     """
-    metadata = {"help": help, "least": least, "most": most, "typed": typed, "sampler": sampler}
-    return field(default=default, metadata=metadata)
+    metadata = {"help": help, "least": least, "most": most}
+    return field(default=default, metadata=metadata | {"sampler": sampler, "spelling": spelling})
 
 
 # Choices stand as Literal types beside their fields; a test compares them with the registries.
@@ -39,22 +76,38 @@ def option(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Keyword arguments of data.load_splits."""
+    """Keyword arguments of data.DataOptions, which also takes the model's image_channels."""
 
     dataset: Literal[
         "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "flowers102", "folder", "digits"
-    ] = option("mnist", "data set; folder: one folder of images per class; digits: drawn by code")
-    data_root: str = option("datasets", "folder that holds, or receives, the images")
-    image_size: int = option(
-        0, "side in pixels; smaller images are padded; 0: the data set's own (folders: 64)", 0, 4096
+    ] = option("mnist", "data set; folder: your own images at --data-root; digits: drawn by code")
+    data_root: str = option(
+        "datasets", "folder that holds, or receives, the images; folder: also a .zip, .npz or .npy"
     )
+    image_size: tuple[int, int] = option(
+        (0, 0),
+        "pixels, 64 or 64x96 (height x width); 0: the data set's own",
+        0,
+        4096,
+        spelling=SIZE,
+    )
+    fit: Literal["crop", "pad", "stretch"] = option(
+        "crop", "own images: how they are brought to --image-size"
+    )
+    background: str = option("white", "own images: the colour under what is transparent")
+    classes: tuple[str, ...] = option(
+        (), "train on these classes alone, like 3,8 or cat,dog; none: on all", spelling=NAMES
+    )
+    skip_damaged: bool = option(False, "own images: leave out files that cannot be read")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Keyword arguments of models.UNet."""
 
-    image_channels: int = option(1, "image channels, from the data set", 1, 4, typed=False)
+    image_channels: Literal[0, 1, 3, 4] = option(
+        0, "auto: 1 if all images are grey, else 3; 4: keep transparency", spelling=CHANNELS
+    )
     base_channels: int = option(32, "channels of the finest level", 4, 4096)
     channel_multipliers: tuple[int, ...] = option(
         (1, 2), "channels of each level, finest first, as multiples of the base channels", 1, 64
@@ -73,6 +126,11 @@ class ModelConfig:
     num_classes: int = option(
         -1, "classes to condition on; 0: unconditional, -1: all of the data set", -1, 10**5
     )
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of the images must be multiples of this."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
 
 @dataclass(frozen=True)
@@ -178,7 +236,10 @@ class Config:
     @classmethod
     def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Inverse of dataclasses.asdict. Raises ConfigError for fields this release lacks."""
+        sections = {name: dict(section) for name, section in sections.items()}
         try:
+            if isinstance(side := sections["data"]["image_size"], int):  # of releases before
+                sections["data"]["image_size"] = (side, side)
             return cls(
                 **{name: kind(**sections[name]) for name, kind in get_type_hints(cls).items()}
             )
@@ -188,7 +249,7 @@ class Config:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W), once the data set is known."""
-        return self.model.image_channels, self.data.image_size, self.data.image_size
+        return self.model.image_channels, *self.data.image_size
 
     def options(self) -> Iterator[tuple[Field, Any, Any]]:
         """Every field of every section, with its type and its value."""
@@ -210,7 +271,7 @@ class Config:
         for f, kind, value in self.options():
             if get_origin(kind) is Literal:
                 if value not in get_args(kind):
-                    known = ", ".join(sorted(get_args(kind)))
+                    known = ", ".join(shown(f, choice) for choice in sorted(get_args(kind)))
                     raise ConfigError(f"{flag(f.name)} must be one of {known}, got {value!r}")
                 continue
             if not is_of(value, kind):
@@ -247,7 +308,9 @@ def options(section: object) -> Iterator[tuple[Field, Any, Any]]:
 def is_of(value: Any, kind: Any) -> bool:
     """Whether a stored value fits a field of this type; a bool is not accepted as a number."""
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(is_of(item, get_args(kind)[0]) for item in value)
+        items = get_args(kind)
+        right = isinstance(value, tuple) and (items[-1] is ... or len(value) == len(items))
+        return right and all(is_of(item, items[0]) for item in value)
     kinds = (int, float) if kind is float else kind
     return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
 
@@ -269,7 +332,7 @@ PRESETS: dict[str, Config] = {
     "mnist": Config(),
     # The network, process, objective and optimizer of Diffusion-Model-Demo; 57.8 M parameters.
     "original": Config().override(
-        image_size=32,
+        image_size=(32, 32),
         base_channels=64,
         channel_multipliers=(1, 2, 4, 8),
         blocks_per_level=2,
@@ -358,13 +421,12 @@ class Parser(argparse.ArgumentParser):
         """One flag per field; untyped flags leave no trace."""
         group = self.add_argument_group(type(section).__name__.removesuffix("Config").lower())
         for f, kind, value in options(section):
-            if f.metadata["typed"]:
-                group.add_argument(
-                    flag(f.name),
-                    default=argparse.SUPPRESS,
-                    help=f"{f.metadata['help']} [{default or shown(value)}]".replace("%", "%%"),
-                    **argument(kind),
-                )
+            group.add_argument(
+                flag(f.name),
+                default=argparse.SUPPRESS,
+                help=f"{f.metadata['help']} [{default or shown(f, value)}]".replace("%", "%%"),
+                **argument(f, kind),
+            )
 
 
 class StoreTuple(argparse.Action):
@@ -374,8 +436,10 @@ class StoreTuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
-def argument(kind: Any) -> dict[str, Any]:
+def argument(f: Field, kind: Any) -> dict[str, Any]:
     """The argparse keywords for a field of this type."""
+    if spelling := f.metadata["spelling"]:
+        return {"type": spelling.parse, "metavar": spelling.metavar}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
@@ -390,8 +454,10 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def shown(value: Any) -> str:
-    """A value as it is typed behind its flag."""
+def shown(f: Field, value: Any) -> str:
+    """A value of the field as it is typed behind its flag."""
+    if spelling := f.metadata["spelling"]:
+        return spelling.show(value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
@@ -404,10 +470,13 @@ def settings() -> str:
         lines.append(f"\n## {name}\n\n| flag | meaning | {' | '.join(PRESETS)} |")
         lines.append("|---|---|" + "---|" * len(PRESETS))
         for f, kind, _ in options(section):
-            values = [shown(getattr(vars(preset)[name], f.name)) for preset in PRESETS.values()]
-            typed = f"`{flag(f.name)}`" if f.metadata["typed"] else f.name
-            choices = f" ({', '.join(get_args(kind))})" if get_origin(kind) is Literal else ""
-            lines.append(f"| {typed} | {f.metadata['help']}{choices} | {' | '.join(values)} |")
+            values = [shown(f, getattr(vars(preset)[name], f.name)) for preset in PRESETS.values()]
+            choices = ""
+            if get_origin(kind) is Literal:
+                choices = f" ({', '.join(shown(f, choice) for choice in get_args(kind))})"
+            lines.append(
+                f"| `{flag(f.name)}` | {f.metadata['help']}{choices} | {' | '.join(values)} |"
+            )
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import ConfigError, Parser, flag
-from data import ImageSet, deaths_of_workers, load_splits
+from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
 from evaluation.features import LabeledImages, load_or_train
@@ -25,6 +25,7 @@ from evaluation.memorization import memorization
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from sample import CommonArgs, add_flags, choices, common, parse, share_of_images
+from training.setup import CACHE, data_options
 from training.trained import TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
@@ -68,7 +69,7 @@ def run(args: Args) -> int:
     """Run on one device, or as one rank of a torchrun job."""
     device = pick_device(args.device)
     tune(device)
-    with deaths_of_workers(), joined(device) as ranks:
+    with joined(device) as ranks:
         evaluate(args, device, ranks)
     return 0
 
@@ -80,7 +81,9 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     """
     opened = args.opened
     fingerprint = opened.content.get("data", {}).get("fingerprint")
-    train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
+    with ranks.first_before_others():
+        loading = Loading(cache_folder(opened.path), ranks.no_bar)
+        train_set, test_set = load_splits(data_options(opened.config), fingerprint, loading)
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     e = Evaluation(model, args, train_set, train, test)
@@ -180,8 +183,14 @@ def compare(
 def extractor_path(e: Evaluation, logs: Path) -> Path:
     """Where the feature extractor is cached: under the run root, by the content of the images."""
     folder = logs.parent.parent if runs.is_in_run(e.model.path) else logs
-    size, images = e.model.config.data.image_size, e.train_set
-    return folder / "classifiers" / f"{images.name}_{size}_{images.fingerprint[:16]}.pt"
+    (_, height, width), images = e.model.image_shape, e.train_set
+    name = f"{images.name}_{height}x{width}_{images.fingerprint[:16]}.pt"
+    return folder / "classifiers" / name
+
+
+def cache_folder(path: Path) -> Path | None:
+    """Where the run of this checkpoint caches its images; None for one that was copied away."""
+    return runs.logs_of(path).parent.parent / CACHE if runs.is_in_run(path) else None
 
 
 def parse_args(argv: list[str] | None) -> Args:

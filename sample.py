@@ -8,7 +8,6 @@ From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -36,6 +35,7 @@ from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.files import whole_file
+from utils.labels import match_classes
 from utils.process import exit_code
 
 __all__ = ["TrainedModel", "load"]
@@ -63,6 +63,12 @@ class Args(CommonArgs):
     formats: tuple[str, ...]  # of FORMATS
     folder: Path
     overwrite: bool
+
+    @property
+    def titles(self) -> list[str]:
+        """The class of every image; empty for an unconditional network."""
+        labels = [] if self.labels is None else self.labels.tolist()
+        return [self.opened.class_names[label] for label in labels]
 
     @property
     def outputs(self) -> list[Path]:
@@ -126,14 +132,16 @@ def kept_states(steps: int, animate: bool) -> set[int]:
 def write(frames: list[Tensor], args: Args) -> None:
     """The images (N, C, H, W) in [-1, 1], the last of the frames, in each of the formats."""
     x_0, folder = frames[-1], args.folder
-    columns = 10 if len(x_0) % 10 == 0 else math.ceil(math.sqrt(len(x_0)))
+    titles = args.titles
     if "grid" in args.formats:
-        images.save_png(images.grid(x_0, columns), folder / "grid.png")
+        images.save_png(images.grid(x_0, titles=titles), folder / "grid.png")
     if "png" in args.formats:
         for i, x in enumerate(images.to_uint8(x_0)):
             images.save_png(x, folder / f"{i:05d}.png")
     if "gif" in args.formats:
-        images.save_gif([images.grid(x, columns) for x in frames], folder / "reverse_process.gif")
+        images.save_gif(
+            [images.grid(x, titles=titles) for x in frames], folder / "reverse_process.gif"
+        )
     if "npz" in args.formats:
         arrays = {"arr_0": images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()}  # N, H, W, C
         if args.labels is not None:
@@ -172,20 +180,11 @@ def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
     return runs.logs_of(opened.path) / "_".join(parts)
 
 
-def parse_classes(text: str | None, num_classes: int) -> list[int] | None:
-    """``7``, ``0-9``, ``3,1,4``, ``1,5-7`` as labels. Raises ConfigError."""
-    if text is None or num_classes == 0:
+def parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | None:
+    """``7``, ``0-9``, ``3,1,4``, ``cat,dog`` as labels. Raises InputError."""
+    if text is None or not class_names:
         return None if text is None else []
-    classes = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
-        if not match:
-            raise ConfigError(f"--classes takes 7, 0-9 or 3,1,4, got {text!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < num_classes:
-            raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {part}")
-        classes += range(first, last + 1)
-    return classes
+    return match_classes(text.split(","), class_names)
 
 
 def add_flags(parser: Parser, num: int) -> None:
@@ -231,7 +230,9 @@ def parse_args(argv: list[str] | None) -> Args:
     """The command line, checked against the checkpoint it names."""
     parser = Parser(prog="sample.py", description=__doc__)
     add_flags(parser, num=NUM)
-    parser.add_argument("--classes", help="7, 0-9 or 3,1,4, repeated up to --num [all classes]")
+    parser.add_argument(
+        "--classes", help="7, 0-9, 3,1,4 or cat,dog, repeated up to --num [all classes]"
+    )
     parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
@@ -240,11 +241,10 @@ def parse_args(argv: list[str] | None) -> Args:
     opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
     clip = opened.content["config"]["sample"]["clip"]
     check_x0_error(opened.config, opened.path, clip, opened.content.get("x0_error"))
-    num_classes = opened.config.model.num_classes
-    labels = parse_classes(own["classes"], num_classes)
+    labels = parse_classes(own["classes"], opened.class_names)
     return Args(
         **common(opened, own),
-        labels=repeat_labels(labels, own["num"], num_classes),
+        labels=repeat_labels(labels, own["num"], opened.class_names),
         formats=formats,
         folder=own["out"] or default_folder(opened, own),
         overwrite=own["overwrite"],

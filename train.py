@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from data import ImageSet, deaths_of_workers
+from data import ImageSet, ReadError, report
 from training import resume
 from training.clock import Clock
 from training.logger import Logger
@@ -22,7 +22,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.setup import Args, describe, load_data, parse_args
+from training.setup import Args, data_record, describe, load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation
 from training.verify_resume import verify_resume
@@ -48,17 +48,18 @@ def launch(args: Args) -> int:
         return verify_resume(args)
     device = pick_device(args.device)
     tune(device)
-    with steady_output(), deaths_of_workers(), joined(device) as ranks:
+    with steady_output(), joined(device) as ranks:
         return train(args, device, ranks)
 
 
 def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
     clock = Clock(device)
-    config, train_set, test_set = load_data(args)
+    config, train_set, test_set = load_data(args, ranks)
+    print("\n".join(report(train_set, test_set)), flush=True)
     state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
     if args.dry_run:
-        print(describe(state, train_set))
+        print(describe(state))
         return 0
     ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
     train_set, test_set = train_set.to(device), test_set.to(device)
@@ -71,7 +72,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     resumed = args.resumed
     with (
         open_run(args.run_root, resumed and resumed.path, ranks) as run,
-        Logger(run, state) as logger,
+        Logger(run, state, train_set.class_names) as logger,
         StopSignal() as stop,
     ):
         validation = Validation(state, train_set, test_set)
@@ -81,17 +82,22 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             run.go_back_to(state.step)
             state.changes += resume.announce(resumed, device)
         elif ranks.first:
-            logger.start(train_set.source)
+            logger.start(train_set, test_set)
         if ranks.first:
             logger.write_config()
+        notes = {"data": data_record(train_set), "environment": environment(device)}
         while not state.finished and not stop.agreed(ranks):
-            train_epoch(state, train_set, logger, clock, stop)
+            try:
+                train_epoch(state, train_set, logger, clock, stop)
+            except ReadError:  # too many files; what was trained is kept
+                if ranks.first and state.step:
+                    run.save(state, notes)
+                raise
             if state.epoch_finished and ranks.first:
                 logger.write_validation(*validation.run(state))
             logger.writer.flush()  # before the checkpoint, so that the curves never lag behind it
             if ranks.first:
-                data = {"source": train_set.source, "fingerprint": train_set.fingerprint}
-                run.save(state, {"data": data, "environment": environment(device)})
+                run.save(state, notes)
             clock.restart_save()
     return logger.goodbye(stop)
 

@@ -1,16 +1,20 @@
 """Image sets as batches of float tensors in [-1, 1]."""
 
-from data.datasets import DATASETS, load, load_splits
+from data.datasets import DATASETS, holds_images, load_splits
 from data.errors import DataError, DataNotFound, ReadError
-from data.image_set import ImageSet, deaths_of_workers
+from data.image_set import ImageSet
+from data.options import DataOptions, Loading
+from data.report import report
 
 __all__ = [
     "DATASETS",
     "DataError",
     "DataNotFound",
+    "DataOptions",
     "ImageSet",
+    "Loading",
     "ReadError",
-    "deaths_of_workers",
-    "load",
+    "holds_images",
     "load_splits",
+    "report",
 ]

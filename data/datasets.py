@@ -3,7 +3,6 @@
 torchvision is imported only by the functions that need it, as that takes a second.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,118 +10,152 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.digits import draw_digits
 from data.download import TIMEOUT, check_online, download_lock, socket_timeout
 from data.errors import DataError, DataNotFound
+from data.folder import list_source, open_folder, open_listing
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
-from data.image_files import ImageFiles
-from data.image_set import ImageSet, StreamSet, TensorSet
+from data.image_set import ImageSet, TensorSet
+from data.listing import Folder, ImageFile, Listing
+from data.options import DataOptions, Loading
+from utils.labels import match_classes
 
-DEFAULT_SIZE = 64  # pixels a side, of sets whose images come in all sizes
 MAX_PADDED_BYTES = 16 * 2**30
-HELD_OUT_EVERY = 10  # of a folder, which has no test set of its own
-
-
-def load(
-    dataset: str, data_root: str, image_size: int, train: bool = True, download: bool = True
-) -> ImageSet:
-    """The training or the test set of this name; image_size is in pixels, 0 for the set's own.
-
-    Raises DataNotFound where it is neither on disk nor downloadable, else DataError.
-    """
-    if dataset not in DATASETS:
-        raise DataError(f"no data set {dataset!r}: this release has {', '.join(DATASETS)}")
-    opened = DATASETS[dataset](Path(data_root), image_size or DEFAULT_SIZE, train, download)
-    opened = replace(opened, name=dataset)
-    return pad(opened, image_size) if isinstance(opened, TensorSet) and image_size else opened
+OF_FILES = {"folder", "flowers102"}  # sets whose images are decoded and fitted, not padded
+DEFAULT = Loading()
+Splits = tuple[ImageSet, ImageSet]  # training and test images; there may be no test images
 
 
 def load_splits(
-    dataset: str, data_root: str, image_size: int, fingerprint: str | None = None
-) -> tuple[ImageSet, ImageSet]:
-    """The training and the test set. DataError unless the training images have the fingerprint."""
-    train_set, test_set = (load(dataset, data_root, image_size, part) for part in (True, False))
+    options: DataOptions,
+    fingerprint: str | None = None,
+    loading: Loading = DEFAULT,
+) -> Splits:
+    """The training and the test set.
+
+    Raises DataNotFound where they are neither on disk nor downloadable, DataError for images that
+    cannot be used, or whose training images do not have the fingerprint.
+    """
+    name = options.dataset
+    if name not in DATASETS:
+        raise DataError(f"no data set {name!r}: this release has {', '.join(DATASETS)}")
+    check_options(options)
+    splits = DATASETS[name](options, loading)
+    if name not in OF_FILES:
+        splits = tuple(prepared(replace(part, name=name), options) for part in splits)
+        loading.check(splits[0].num_classes, splits[0].image_shape[1:])
+    train_set, test_set = (replace(part, name=name) for part in splits)
     if fingerprint and train_set.fingerprint != fingerprint:
         raise DataError(f"the images ({train_set.source}) are not those this run was trained on")
     return train_set, test_set
 
 
-def pad(small: TensorSet, image_size: int) -> TensorSet:
-    """Zeros on all sides, up to image_size. Raises DataError where that is below the set's own."""
-    own = small.image_shape[1]
-    if image_size < own:
+def check_options(options: DataOptions) -> None:
+    """DataError for options that would have no effect on this data set."""
+    default = DataOptions(options.dataset)
+    for name in ("fit", "background", "skip_damaged"):
+        if options.dataset not in OF_FILES and getattr(options, name) != getattr(default, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise DataError(f"{flag} has no effect on --dataset {options.dataset}")
+    if options.image_channels == 4 and options.background != default.background:
         raise DataError(
-            f"{small.name} has images of {own} x {own}, which are padded but not shrunk: "
-            f"--image-size must be 0 or at least {own}, got {image_size}"
+            "--background has no effect on --image-channels 4, which keeps transparency"
         )
-    if len(small) * small.image_shape[0] * image_size**2 > MAX_PADDED_BYTES:
-        raise DataError(f"{small.name} padded to {image_size} pixels would take too much memory")
-    before = (image_size - own) // 2
-    after = image_size - own - before
-    return replace(small, images=F.pad(small.images, (before, after, before, after)))
 
 
-# Each function ``open_...`` takes (root, size, train, download), after what `partial` fills in.
+def prepared(own: TensorSet, options: DataOptions) -> TensorSet:
+    """The chosen classes, channels and size."""
+    if options.classes:
+        kept = sorted(set(match_classes(options.classes, own.class_names)))
+        rows = torch.isin(own.labels, torch.tensor(kept))
+        labels = torch.searchsorted(torch.tensor(kept), own.labels[rows])
+        names = tuple(own.class_names[label] for label in kept)
+        own = replace(own, images=own.images[rows], labels=labels, class_names=names)
+    if options.image_channels:
+        own = replace(own, images=with_channels(own.images, options.image_channels))
+    return pad(own, options.image_size) if any(options.image_size) else own
 
 
-def open_idx(files: IdxFiles, root: Path, _size: int, train: bool, download: bool) -> TensorSet:
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (N, C, H, W) as grey (luma of ITU-R 601, as Pillow computes it), RGB or RGBA."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 1:
+        weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
+        rows = [
+            ((x.int() * weights).sum(1, keepdim=True) + 2**15) >> 16 for x in images.split(1000)
+        ]
+        return torch.cat(rows).to(torch.uint8)
+    colours = images.expand(-1, 3, -1, -1)
+    if channels == 3:
+        return colours.contiguous()
+    return torch.cat([colours, torch.full_like(images[:, :1], 255)], dim=1)
+
+
+def pad(small: TensorSet, size: tuple[int, int]) -> TensorSet:
+    """Zeros on all sides, up to (height, width). DataError where that is below the set's own."""
+    own = small.image_shape[1:]
+    if any(side < least for side, least in zip(size, own, strict=True)):
+        raise DataError(
+            f"{small.name} has images of {own[0]} x {own[1]}, which are padded but not shrunk: "
+            f"--image-size must be 0 or at least {max(own)}, got {size[0]}x{size[1]}"
+        )
+    if len(small) * small.image_shape[0] * size[0] * size[1] > MAX_PADDED_BYTES:
+        raise DataError(f"{small.name} padded to {size[0]}x{size[1]} would take too much memory")
+    top, left = ((side - least) // 2 for side, least in zip(size, own, strict=True))
+    right, bottom = size[1] - own[1] - left, size[0] - own[0] - top
+    return replace(small, images=F.pad(small.images, (left, right, top, bottom)))
+
+
+# Each function ``open_...`` takes (options, loading), after what `partial` fills in.
+
+
+def open_idx(files: IdxFiles, names: str, options: DataOptions, loading: Loading) -> Splits:
     """A set in MNIST's file format."""
-    images, labels = read_set(files, root, train, download)
-    source = f"{root / files.folder}, {verification(files, root, train)}"
-    return TensorSet("", source, 10, images, labels)
+    root = Path(options.data_root)
+
+    def part(train: bool) -> TensorSet:
+        images, labels = read_set(files, root, train, loading.download)
+        source = f"{root / files.folder}, {verification(files, root, train)}"
+        return TensorSet("", source, tuple(names.split(",")), images, labels)
+
+    return part(True), part(False)
 
 
-def open_cifar(kind: str, root: Path, _size: int, train: bool, download: bool) -> TensorSet:
+def open_cifar(kind: str, options: DataOptions, loading: Loading) -> Splits:
     """CIFAR10 or CIFAR100, verified by torchvision."""
-    opened = open_torchvision(kind, root, download, train=train)
-    images = torch.from_numpy(opened.data).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(opened.targets)
-    return TensorSet("", f"{root}, verified", len(opened.classes), images, labels)
+    root = Path(options.data_root)
+
+    def part(train: bool) -> TensorSet:
+        opened = open_torchvision(kind, root, loading.download, train=train)
+        images = torch.from_numpy(opened.data).permute(0, 3, 1, 2).contiguous()
+        labels = torch.tensor(opened.targets)
+        return TensorSet("", f"{root}, verified", tuple(opened.classes), images, labels)
+
+    return part(True), part(False)
 
 
-def open_flowers102(root: Path, size: int, train: bool, download: bool) -> StreamSet:
+def open_flowers102(options: DataOptions, loading: Loading) -> Splits:
     """Oxford Flowers, trained on its `test` split, the largest; `val` is the test set."""
-    split = "test" if train else "val"
-    opened = open_torchvision("Flowers102", root, download, split=split)
-    names = [path.name for path in opened._image_files]
-    images = ImageFiles([str(path) for path in opened._image_files], opened._labels, size)
-    return stream(images, names, 102, f"{root}/flowers-102")
+    root, files = Path(options.data_root), []
+    for split in ("test", "val"):
+        opened = open_torchvision("Flowers102", root, loading.download, split=split)
+        names = [str(path.relative_to(root)) for path in opened._image_files]
+        files += [
+            ImageFile(name, label, split == "val")
+            for name, label in zip(names, opened._labels, strict=True)
+        ]
+    class_names = tuple(getattr(opened, "classes", None) or map(str, range(1, 103)))
+    return open_listing(Listing(Folder(root), tuple(files), class_names), options, loading)
 
 
-def open_folder(root: Path, size: int, train: bool, _download: bool) -> StreamSet:
-    """Images in one folder per class; every tenth is held out as the test set."""
-    from torchvision import datasets
-
-    try:
-        opened = datasets.ImageFolder(root)
-    except FileNotFoundError as e:
-        raise DataNotFound(
-            f"no images in {root}: --dataset folder takes a --data-root with one folder of images "
-            "per class"
-        ) from e
-    held_out = torch.arange(len(opened)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    indices = (~held_out if train else held_out).nonzero().flatten().tolist()
-    if not indices:
-        raise DataError(f"{root} has too few images: one in {HELD_OUT_EVERY} is held out")
-    paths, labels = zip(*(opened.samples[i] for i in indices), strict=True)
-    names = [str(Path(path).relative_to(root)) for path in paths]
-    images = ImageFiles(paths, labels, size)
-    return stream(images, names, len(opened.classes), str(root))
-
-
-def open_digits(_root: Path, _size: int, train: bool, _download: bool) -> TensorSet:
+def open_digits(_options: DataOptions, _loading: Loading) -> Splits:
     """Digits drawn from code alone."""
-    images, labels = draw_digits(train)
-    return TensorSet("", "drawn by this program, not MNIST", 10, images, labels)
-
-
-def stream(images: ImageFiles, names: list[str], classes: int, source: str) -> StreamSet:
-    """A StreamSet of RGB images; the fingerprint is of the names of its files."""
-    fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    shape, cpu = (3, images.size, images.size), torch.device("cpu")
-    return StreamSet("", source, classes, images, fingerprint, shape, cpu)
+    source, names = "drawn by this program, not MNIST", tuple("0123456789")
+    return tuple(TensorSet("", source, names, *draw_digits(train)) for train in (True, False))
 
 
 def open_torchvision(name: str, root: Path, download: bool, **arguments: object) -> Dataset:
@@ -150,10 +183,22 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
     ) from missing
 
 
-DATASETS: dict[str, Callable[[Path, int, bool, bool], ImageSet]] = {
-    "mnist": partial(open_idx, MNIST),
-    "fashion-mnist": partial(open_idx, FASHION_MNIST),
-    "kmnist": partial(open_idx, KMNIST),
+def holds_images(data_root: str) -> bool:
+    """Whether ``--dataset folder`` would find images there."""
+    try:
+        return bool(list_source(Path(data_root)).files)
+    except DataError:
+        return False
+
+
+DATASETS: dict[str, Callable[[DataOptions, Loading], Splits]] = {
+    "mnist": partial(open_idx, MNIST, "0,1,2,3,4,5,6,7,8,9"),
+    "fashion-mnist": partial(
+        open_idx,
+        FASHION_MNIST,
+        "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
+    ),
+    "kmnist": partial(open_idx, KMNIST, "o,ki,su,tsu,na,ha,ma,ya,re,wo"),
     "cifar10": partial(open_cifar, "CIFAR10"),
     "cifar100": partial(open_cifar, "CIFAR100"),
     "flowers102": open_flowers102,

@@ -1,49 +1,60 @@
 """Data sets of images with one interface: in memory, or streamed from disk.
 
-A data set has ``name``, ``image_shape`` (C, H, W), ``num_classes``, ``source`` (a line: where it
-came from), ``fingerprint`` (SHA-256), ``len()``, ``to(device)`` and ``batches(indices, size)``.
+A data set has ``name``, ``image_shape`` (C, H, W), ``class_names`` (none: no labels), ``source`` (a
+line: where it came from), ``notes`` (lines: what was read and left out), ``fingerprint`` (SHA-256),
+``labels`` (N,) int64, ``len()``, ``to(device)`` and ``batches(indices, size)``.
 """
 
-import atexit
 import hashlib
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from data.errors import ReadError
 from utils.distributed import share
 from utils.images import normalize
 
-MAX_WORKERS = 8
+MAX_THREADS = 16
+AHEAD = 4  # batches that are decoded while the device computes
+MAX_DAMAGED = 10  # files that were intact at the start; then the run stops
 Part = tuple[int, int]  # (rank, world): which share of every batch
+CPU = torch.device("cpu")
 WHOLE: Part = (0, 1)
 
 
 @dataclass(frozen=True)
 class TensorSet:
-    """A small set as one uint8 tensor (N, C, H, W): no worker processes, no decoding per image."""
+    """A small set as one uint8 tensor (N, C, H, W): no decoding while training."""
 
     name: str
     source: str
-    num_classes: int
+    class_names: tuple[str, ...]
     images: Tensor
     labels: Tensor
+    notes: tuple[str, ...] = ()
+    of_files: str = ""  # the fingerprint where it is of the files that the images were read from
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return tuple(self.images.shape[1:])
 
     @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of images and labels."""
+        """SHA-256 of images and labels, or of the files."""
+        if self.of_files:
+            return self.of_files
         sha = hashlib.sha256(self.images.cpu().contiguous().numpy())
         sha.update(self.labels.cpu().numpy())
         return sha.hexdigest()
@@ -64,20 +75,50 @@ class TensorSet:
             yield normalize(self.images[rows]), self.labels[rows]
 
 
+class Damage:
+    """Files that could be read at the start and cannot be any more; shared by all threads."""
+
+    def __init__(self, most: int = MAX_DAMAGED) -> None:
+        self.most, self.names, self.lock = most, set(), threading.Lock()
+
+    def note(self, name: str, reason: str) -> None:
+        """Say so, once for each file. Raises ReadError for the last one that is bearable."""
+        with self.lock:
+            if name in self.names:
+                return
+            self.names.add(name)
+        line = f"cannot read {name} any more: {reason}"
+        if len(self.names) >= self.most:
+            raise ReadError(f"{line}; that is file {self.most}: is the disk in order?")
+        print(f"warning: {line}; the next image takes its place", file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True)
 class StreamSet:
-    """A large set, read and decoded by worker processes while the device computes."""
+    """A large set, read and decoded by threads while the device computes.
+
+    Threads, not processes: decoders and resizing release the interpreter's lock, nothing passes
+    through shared memory, and no worker has to be watched.
+    """
 
     name: str
     source: str
-    num_classes: int
-    images: Dataset  # of (uint8 (C, H, W), label)
-    fingerprint: str
+    class_names: tuple[str, ...]
+    read: Callable[[str], Tensor]  # uint8 (C, H, W) of a file's name; raises ReadError
+    files: Sequence[str]
+    labels: Tensor
     image_shape: tuple[int, int, int]
-    device: torch.device
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    device: torch.device = CPU
+    damage: Damage = field(default_factory=Damage)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.files)
 
     def to(self, device: torch.device) -> Self:
         """The set whose batches arrive on the device."""
@@ -88,71 +129,52 @@ class StreamSet:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """x_0 (B, C, H, W) float32 in [-1, 1] and y (B,) int64, in the order of the indices.
 
-        Raises ReadError where an image cannot be read.
+        An image that cannot be read is replaced by the next in the set that can. Raises ReadError
+        where there is none, and from the tenth damaged file on.
         """
-        loader = DataLoader(
-            self.images,
-            batch_sampler=[share(batch, *part).tolist() for batch in indices.split(batch_size)],
-            collate_fn=self.collate,
-            num_workers=num_workers(),
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # without it, each loader draws from the global one
-            worker_init_fn=ignore_interrupts,
-        )
+        pool, waiting = ThreadPoolExecutor(num_threads(), "decoder"), deque()
         try:
-            for images, labels in loader:
-                yield (
-                    normalize(images.to(self.device, non_blocking=True)),
-                    labels.to(self.device, non_blocking=True),
-                )
-        except (OSError, RuntimeError) as e:
-            reason = str(e).strip().splitlines()[-1:]  # the last line of the worker's traceback
-            cause = e.with_traceback(None)  # it would keep the loader and its workers alive
-            raise ReadError(f"cannot read images of {self.source}: {''.join(reason)}") from cause
+            for batch in indices.split(batch_size):
+                rows = share(batch, *part).tolist()
+                waiting.append([pool.submit(self.image, i) for i in rows])
+                if len(waiting) > AHEAD:
+                    yield self.collate(waiting.popleft())
+            while waiting:
+                yield self.collate(waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,); B is 0 if the last batch leaves this rank none.
+    def image(self, i: int) -> tuple[Tensor, int]:
+        """Image i, or the next one that can be read, and the index of that."""
+        for j in range(i, i + self.damage.most + 1):
+            j %= len(self)
+            try:
+                return self.read(self.files[j]), j
+            except ReadError as e:
+                self.damage.note(self.files[j], str(e))
+        raise ReadError(f"cannot read images of {self.source}: {self.files[i]} and those after it")
 
-        torch's default_collate raises IndexError for an empty batch.
-        """
-        images = torch.empty(len(samples), *self.image_shape, dtype=torch.uint8)
-        for slot, (image, _) in zip(images, samples, strict=True):
+    def collate(self, decoded: list[Future]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) on the device; B is 0 where a rank has none."""
+        pin = self.device.type == "cuda"
+        images = torch.empty(len(decoded), *self.image_shape, dtype=torch.uint8, pin_memory=pin)
+        rows = []
+        for slot, future in zip(images, decoded, strict=True):
+            image, j = future.result()
             slot.copy_(image)
-        return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
+            rows.append(j)
+        labels = self.labels[torch.tensor(rows, dtype=torch.int64)]
+        images = images.to(self.device, non_blocking=True)
+        return normalize(images), labels.to(self.device, non_blocking=True)
 
 
 ImageSet = TensorSet | StreamSet
 
 
-@contextmanager
-def deaths_of_workers() -> Iterator[None]:
-    """Turn the RuntimeError that a dying DataLoader worker raises into a ReadError.
-
-    torch raises it from a signal handler, in the middle of whatever is being computed.
-    """
-    try:
-        yield
-    except RuntimeError as e:
-        if not str(e).startswith("DataLoader worker"):
-            raise
-        raise ReadError(f"cannot read images: {str(e).strip().splitlines()[0]}") from e
-
-
-def num_workers() -> int:
-    """One worker process per core, shared among the ranks of this machine."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(cores, MAX_WORKERS))
-
-
-def ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C and torchrun's SIGTERM reach every process; the main process alone acts on them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def end_workers() -> None:
-    """Kill the workers that an uncaught error leaves: they ignore the SIGTERM that Python sends."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+def num_threads() -> int:
+    """One decoding thread per core, shared among the ranks of this machine."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_THREADS))

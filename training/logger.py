@@ -3,8 +3,9 @@
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data import ImageSet, report
 from models.summary import layers, markdown
 from training.clock import Clock
 from training.nonfinite import StepResult
@@ -19,7 +21,9 @@ from training.state import TrainState
 from utils import checkpoint, images, runs
 from utils.process import StopSignal
 from utils.runs import Run
+from utils.seeding import permutation
 
+SHEET, SHEET_IMAGES, SHEET_COLUMNS = "data.png", 64, 8  # the contact sheet of the training images
 WRITING_THREAD = "tensorboard.summary.writer.event_file_writer"  # the module of its class
 
 
@@ -29,8 +33,8 @@ class Logger:
     Per-step values stay on the device until ``write_steps``, as reading one back synchronizes.
     """
 
-    def __init__(self, run: Run, state: TrainState) -> None:
-        self.run, self.state = run, state
+    def __init__(self, run: Run, state: TrainState, class_names: Sequence[str]) -> None:
+        self.run, self.state, self.class_names = run, state, class_names
         self.writer = Writer(run.logs, state.step + 1, silent=not state.ranks.first)
         self.bar: tqdm | None = None
         self.steps: list[int] = []
@@ -47,10 +51,10 @@ class Logger:
         """The configuration as a file; rewritten after a resume, which may have changed it."""
         runs.write_json(self.run.logs / "config.json", asdict(self.state.config))
 
-    def start(self, source: str) -> None:
-        """Of a new run: its configuration and environment, as text and as a file."""
+    def start(self, train_set: ImageSet, test_set: ImageSet) -> None:
+        """Of a new run: its configuration, environment and images, as text and as files."""
         config = asdict(self.state.config)
-        environment = {**runs.environment(self.state.device), "data": source}
+        environment = {**runs.environment(self.state.device), "data": train_set.source}
         runs.write_json(self.run.logs / "environment.json", environment)
         for title, rows in {**config, "environment": environment}.items():
             table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -58,6 +62,10 @@ class Logger:
         model = self.state.ema.module  # the EMA's copy is never compiled
         table = markdown(layers(model, self.state.config.image_shape))
         self.writer.add_text("layers", table, 0)
+        self.writer.add_text("data", "  \n".join(report(train_set, test_set)), 0)
+        sheet = contact_sheet(train_set)
+        self.writer.add_image("data", sheet, 0)
+        save_picture(sheet, self.run.logs / SHEET)
 
     def progress_bar(self) -> tqdm:
         """Of this epoch; disabled without a terminal and on ranks other than 0."""
@@ -121,14 +129,12 @@ class Logger:
         """The held-out loss, a grid of samples, a strip of the reverse process."""
         step = self.state.step
         self.writer.add_scalar("held_out/loss", loss, step)
-        grid = images.grid(samples[-1])
+        names = self.class_names if self.state.model.num_classes else ()
+        titles = [name for name, _ in zip(cycle(names), samples[-1], strict=False)]
+        grid = images.grid(samples[-1], titles=titles)
         self.writer.add_image("samples", grid, step)
         self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
-        path = self.run.logs / f"samples_{step:08d}.png"
-        try:
-            images.save_png(grid, path)
-        except OSError as e:
-            print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
+        save_picture(grid, self.run.logs / f"samples_{step:08d}.png")
         print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
 
     def show_schedule(self, clock: Clock) -> None:
@@ -150,6 +156,22 @@ class Logger:
             return stop.exit_code
         print(f"Done after step {step}; draw images: python sample.py --ckpt {path}")
         return 0
+
+
+def contact_sheet(train_set: ImageSet) -> Tensor:
+    """Training images as the network gets them, with their classes: uint8 (3, H, W)."""
+    chosen = permutation(len(train_set), 0, 0)[:SHEET_IMAGES]
+    x_0, y = next(train_set.batches(chosen.sort().values, SHEET_IMAGES))
+    titles = [train_set.class_names[label] for label in y.tolist()] if train_set.class_names else ()
+    return images.grid(x_0, SHEET_COLUMNS, titles)
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a PNG; what cannot be written is a warning, not the end of the run."""
+    try:
+        images.save_png(picture, path)
+    except OSError as e:
+        print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
 
 
 class Writer:

@@ -15,7 +15,8 @@ HARMLESS = {"checkpoint_activations", "data_root", "save_minutes"}
 HARMLESS |= {f.name for f in fields(SampleConfig)}
 # Settings that must not change: the weights would not load, or lose their meaning.
 FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}
-FIXED |= {"dataset", "image_size", "optimizer", "prediction", "precondition"}
+FIXED |= {"dataset", "image_size", "fit", "background", "classes"}  # other images
+FIXED |= {"optimizer", "prediction", "precondition"}
 # Settings from which the learning-rate schedule is computed.
 SCHEDULE = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
 # Properties of the machine on which the last bits depend.

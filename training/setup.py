@@ -3,17 +3,29 @@
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from config import PRESETS, Config, ConfigError, Parser, flag, shown
-from data import DataNotFound, ImageSet, load_splits
+from data import (
+    DataNotFound,
+    DataOptions,
+    ImageSet,
+    Loading,
+    holds_images,
+    load_splits,
+)
+from models import check_size
 from models.summary import layers, text
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
+from utils.distributed import Ranks
 
+CACHE = "cache"  # under the run root: decoded images
 COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
-FROM_DATA = {"num_classes": -1, "image_size": 0}  # values that the data set fills in
+# Values that the data set fills in.
+FROM_DATA = {"num_classes": -1, "image_size": (0, 0), "image_channels": 0}
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,10 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--precondition has no effect on --prediction eps and v")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
-    known = config.override(num_classes=max(0, config.model.num_classes))
+    m = config.model  # with the least that the data may fill in
+    known = config.override(
+        num_classes=max(0, m.num_classes), image_channels=max(1, m.image_channels)
+    )
     model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
@@ -123,30 +138,60 @@ def check_replay(step: int | None, resumed: Resumed | None) -> None:
         )
 
 
-def load_data(args: Args) -> tuple[Config, ImageSet, ImageSet]:
+def data_options(config: Config) -> DataOptions:
+    """What the configuration says of the images."""
+    return DataOptions(**asdict(config.data), image_channels=config.model.image_channels)
+
+
+def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
     """The configuration with what follows from the data filled in; training and test set."""
     config = args.config
     fingerprint = args.resumed and args.resumed.ckpt.get("data", {}).get("fingerprint")
     try:
-        train_set, test_set = load_splits(**asdict(config.data), fingerprint=fingerprint)
+        with ranks.first_before_others():  # which then find the images decoded
+            check = partial(check_data, config)
+            loading = Loading(args.run_root / CACHE, ranks.no_bar, check)
+            train_set, test_set = load_splits(data_options(config), fingerprint, loading)
     except DataNotFound as e:
+        if config.data.dataset != "folder" and holds_images(config.data.data_root):
+            raise ConfigError(
+                f"{config.data.data_root} holds images, but not {config.data.dataset}: to train on "
+                "them, type --dataset folder"
+            ) from e
         if not args.may_substitute:
             raise
         print(SUBSTITUTE.format(reason=e), file=sys.stderr, flush=True)
         digits = config.override(dataset="digits")
-        return load_data(replace(args, config=digits, may_substitute=False))
-    classes = config.model.num_classes
-    if classes not in (-1, 0, train_set.num_classes):
-        raise ConfigError(
-            f"--num-classes must be 0 (none) or -1 (all {train_set.num_classes} of "
-            f"{train_set.name}), got {classes}"
-        )
+        return load_data(replace(args, config=digits, may_substitute=False), ranks)
     config = config.override(
         image_channels=train_set.image_shape[0],
-        image_size=train_set.image_shape[1],
-        num_classes=train_set.num_classes if classes < 0 else classes,
+        image_size=train_set.image_shape[1:],
+        num_classes=train_set.num_classes if config.model.num_classes else 0,
     )
     return config, train_set, test_set
+
+
+def check_data(config: Config, classes: int, size: tuple[int, int]) -> None:
+    """ConfigError where the network does not fit images of this many classes and this size."""
+    if config.model.num_classes not in (-1, 0, classes):
+        raise ConfigError(
+            f"--num-classes must be 0 (none) or -1 (all {classes} of {config.data.dataset}), got "
+            f"{config.model.num_classes}; --classes chooses some of them"
+        )
+    try:
+        check_size(size, config.model.size_multiple)
+    except ValueError as e:
+        raise ConfigError(f"{e}; --image-size chooses another size") from e
+
+
+def data_record(train_set: ImageSet) -> dict[str, Any]:
+    """What a checkpoint says of its images."""
+    return {
+        "source": train_set.source,
+        "fingerprint": train_set.fingerprint,
+        "class_names": list(train_set.class_names),
+        "notes": list(train_set.notes),
+    }
 
 
 SUBSTITUTE = """
@@ -156,20 +201,16 @@ SUBSTITUTE = """
 """
 
 
-def describe(state: TrainState, train_set: ImageSet) -> str:
-    """What --dry-run prints: settings, layers, data, device."""
-    settings = [
-        f"{flag(f.name) if f.metadata['typed'] else f.name:26}{shown(value)}"
-        for f, _, value in state.config.options()
-    ]
-    rows = layers(state.ema.module, train_set.image_shape)  # the EMA's copy is never compiled
+def describe(state: TrainState) -> str:
+    """What --dry-run prints besides the data: settings, layers, device."""
+    settings = [f"{flag(f.name):26}{shown(f, value)}" for f, _, value in state.config.options()]
+    rows = layers(state.ema.module, state.config.image_shape)  # the EMA's copy is never compiled
     return "\n".join(
         [
             *settings,
             "",
             text(rows),
             "",
-            f"{'data':26}{len(train_set):,} images: {train_set.source}",
             f"{'device':26}{state.device}",
         ]
     )

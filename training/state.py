@@ -175,7 +175,7 @@ def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(mix(config.train.seed, "weights"))
             model = UNet(**asdict(config.model))
-        check_size([config.data.image_size] * 2, model.size_multiple)
+        check_size(config.data.image_size, model.size_multiple)
     except ValueError as e:
         raise ConfigError(str(e)) from e
     return model.to(memory_format=torch.channels_last), diffusion

@@ -16,6 +16,7 @@ from models import PowerEMA
 from training.state import build
 from utils import checkpoint
 from utils.devices import pick_device, tune
+from utils.labels import match_classes
 from utils.seeding import image_noise
 
 RUN_ROOT = Path("Logs_Checkpoints")
@@ -29,6 +30,7 @@ class TrainedModel(DiffusionModel):
     config: Config
     path: Path
     step: int  # of training
+    class_names: tuple[str, ...]  # of the labels 0 ... K - 1; none for an unconditional network
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +44,7 @@ class TrainedModel(DiffusionModel):
     def sample(
         self,
         num: int | None = None,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
         *,
         seed: int = 0,
         start: int | None = None,
@@ -52,7 +54,8 @@ class TrainedModel(DiffusionModel):
     ) -> Tensor:
         """Sample x_0 (num, C, H, W) in [-1, 1], on the CPU: the images that sample.py draws.
 
-        num, batch_size: 1 ... 10^7. classes: labels, repeated cyclically up to num; default: all.
+        num, batch_size: 1 ... 10^7. classes: labels or class names, repeated cyclically up to num;
+        default: all.
         settings override fields of config.SampleConfig (steps, sampler, guidance, ...); the others
         come from the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T)
         to begin with, instead of noise at T. Raises ConfigError for invalid values.
@@ -76,7 +79,7 @@ class TrainedModel(DiffusionModel):
         config.check()
         config.check_sampling(settings)
         check_x0_error(config, self.path, self.config.sample.clip, self.diffusion.x0_error)
-        labels = repeat_labels(classes, num, self.num_classes)
+        labels = repeat_labels(classes, num, self.class_names)
         sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
         try:
             (x_0,) = generate(
@@ -87,15 +90,17 @@ class TrainedModel(DiffusionModel):
         return x_0
 
     @torch.no_grad()
-    def denoise(self, x_t: Tensor, t: Tensor | int, classes: Sequence[int] | None = None) -> Tensor:
+    def denoise(
+        self, x_t: Tensor, t: Tensor | int, classes: Sequence[int | str] | None = None
+    ) -> Tensor:
         """x̂_0 (N, C, H, W), the estimate of x_0 in x_t (N, C, H, W).
 
-        t in 1 ... T: an int or (N,) int. classes: labels, repeated cyclically up to N; None:
-        unconditional. Clamped to [-1, 1] if config.sample.clip. Raises ConfigError.
+        t in 1 ... T: an int or (N,) int. classes: labels or class names, repeated cyclically up
+        to N; None: unconditional. Clamped to [-1, 1] if config.sample.clip. Raises ConfigError.
         """
         x = self.images("x_t", x_t, len(x_t)).to(self.device)
         t = self.timesteps("t", t, len(x))
-        labels = None if classes is None else repeat_labels(classes, len(x), self.num_classes)
+        labels = None if classes is None else repeat_labels(classes, len(x), self.class_names)
         labels = labels if labels is None else labels.to(self.device)
         x_0 = self.diffusion.predict_x0(self.network(x, t, labels), x, t)
         return (x_0.clamp(-1, 1) if self.config.sample.clip else x_0).to(x_t.device)
@@ -163,6 +168,13 @@ class OpenCheckpoint:
         same = self.config.sample.clip == self.content["config"]["sample"]["clip"]
         return self.content.get("x0_error") if same else None
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the network's labels; checkpoints of earlier releases have numbers alone."""
+        numbers = map(str, range(self.config.model.num_classes))
+        names = self.content.get("data", {}).get("class_names") or numbers
+        return tuple(names) if self.config.model.num_classes else ()
+
     def model(self, device: torch.device) -> TrainedModel:
         """The EMA network and the process. Raises ConfigError, CheckpointError."""
         c = self.config
@@ -179,6 +191,7 @@ class OpenCheckpoint:
             c,
             self.path,
             self.content["step"],
+            self.class_names,
         )
 
 
@@ -194,12 +207,15 @@ def open_checkpoint(
     return OpenCheckpoint(path, content, config)
 
 
-def repeat_labels(classes: Sequence[int] | None, num: int, num_classes: int) -> Tensor | None:
-    """Labels (num,) int64: ``classes`` repeated cyclically; None: all of them.
+def repeat_labels(
+    classes: Sequence[int | str] | None, num: int, class_names: Sequence[str]
+) -> Tensor | None:
+    """Labels (num,) int64: ``classes`` (labels or names) repeated cyclically; None: all of them.
 
-    Returns None for an unconditional network. Raises ConfigError for labels outside 0 ... K - 1,
-    for more labels than images, and for any beside an unconditional network.
+    Returns None for an unconditional network, which has no class names. Raises InputError for
+    unknown classes, for more labels than images, and for any beside an unconditional network.
     """
+    num_classes = len(class_names)
     if num_classes == 0:
         if classes is not None:
             raise ConfigError("--classes has no effect: the network was trained without classes")
@@ -208,7 +224,9 @@ def repeat_labels(classes: Sequence[int] | None, num: int, num_classes: int) -> 
         return torch.arange(num) % num_classes
     if isinstance(classes, str) or not isinstance(classes, Sequence | range | Tensor):
         raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
-    labels = [integer("a class", y) for y in classes]
+    labels = []
+    for y in classes:
+        labels += match_classes([y], class_names) if isinstance(y, str) else [integer("a class", y)]
     if not labels or any(not 0 <= y < num_classes for y in labels):
         raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {labels}")
     return torch.tensor(labels)[torch.arange(num) % len(labels)]

@@ -60,6 +60,15 @@ class Ranks:
         """This rank's rows; the first ranks have one more where they cannot be shared evenly."""
         return share(rows, self.rank, self.world)
 
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Within it, the first rank is done before the others begin."""
+        if not self.first:
+            self.highest(0)
+        yield
+        if self.first:
+            self.highest(0)
+
     def alone(self, held: AbstractContextManager) -> AbstractContextManager:
         """The context on rank 0, none elsewhere."""
         return held if self.first else nullcontext()

@@ -1,16 +1,20 @@
 """Batches in [-1, 1] as pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from utils.files import whole_file
 
 GAP, GAP_GREY = 2, 64  # pixels between the images of a grid, and how bright they are
+TITLE, TITLE_GREY = 12, 220  # height of a line of titles
+MOST_COLUMNS = 16  # with a class in each
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -23,20 +27,61 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid(x: Tensor, columns: int = 10) -> Tensor:
-    """Tile (B, C, H, W) in [-1, 1] into one uint8 picture (3, H', W').
+def grid(x: Tensor, columns: int | None = None, titles: Sequence[str] = ()) -> Tensor:
+    """Tile (B, C, H, W) in [-1, 1], C 1, 3 or 4, into one uint8 picture (3, H', W').
 
-    torchvision.utils.make_grid does the same, but importing it takes a second.
+    titles: of every image, such as its class; written once above a column where they agree.
+    Transparency is composed over the gap's grey. torchvision.utils.make_grid tiles too, but
+    importing it takes a second.
     """
-    columns = min(columns, len(x))
+    columns = min(columns or columns_of(titles, len(x)), len(x))
     rows = -(-len(x) // columns)
-    tiles = to_uint8(x).cpu().expand(-1, 3, -1, -1)
-    tiles = F.pad(tiles, (GAP, 0, GAP, 0), value=GAP_GREY)  # left of each and above it
+    tiles = F.pad(over_grey(to_uint8(x).cpu()), (GAP, 0, GAP, 0), value=GAP_GREY)
     empty = rows * columns - len(x)
     tiles = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, empty), value=GAP_GREY)
     tiles = tiles.unflatten(0, (rows, columns))  # (rows, columns, 3, H + GAP, W + GAP)
-    picture = tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    return F.pad(picture, (0, GAP, 0, GAP), value=GAP_GREY)
+    lines = list(tiles.permute(0, 2, 3, 1, 4).flatten(3))  # (3, H + GAP, columns (W + GAP)) each
+    if titles:
+        words = [titles[row * columns : (row + 1) * columns] for row in range(rows)]
+        once = all(list(own) == list(words[0][: len(own)]) for own in words)
+        above = [title_line(own, tiles.shape[-1], columns) for own in words[: 1 if once else None]]
+        lines = [torch.cat(pair, dim=1) for pair in zip(above, lines, strict=False)] + (
+            lines[1:] if once else []
+        )
+    return F.pad(torch.cat(lines, dim=1), (0, GAP, 0, GAP), value=GAP_GREY)
+
+
+def columns_of(titles: Sequence[str], count: int) -> int:
+    """Ten, or near the root of the count; if the titles repeat, a multiple of their period."""
+    period = next((p for p in range(1, count) if titles and repeats(titles, p)), count)
+    if 1 < period <= MOST_COLUMNS:
+        return period * max(1, 10 // period)
+    return 10 if count % 10 == 0 else math.ceil(math.sqrt(count))
+
+
+def repeats(titles: Sequence[str], period: int) -> bool:
+    """Whether each title is that of the image ``period`` before."""
+    return all(title == titles[i % period] for i, title in enumerate(titles))
+
+
+def title_line(titles: Sequence[str], width: int, columns: int) -> Tensor:
+    """A line of titles for tiles of this width, uint8 (3, TITLE, columns * width)."""
+    line, font = Image.new("L", (columns * width, TITLE), GAP_GREY), ImageFont.load_default()
+    draw = ImageDraw.Draw(line)
+    for i, title in enumerate(titles):
+        while title and font.getlength(title) > width - GAP:
+            title = title[:-1]
+        left = i * width + (GAP + width - font.getlength(title)) / 2
+        draw.text((left, 0), title, TITLE_GREY, font)
+    return torch.from_numpy(np.array(line)).expand(3, -1, -1)
+
+
+def over_grey(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) as RGB; of four channels the last is opacity."""
+    if images.shape[1] < 4:
+        return images.expand(-1, 3, -1, -1)
+    opacity = images[:, 3:].float() / 255
+    return (images[:, :3] * opacity + GAP_GREY * (1 - opacity)).round().to(torch.uint8)
 
 
 def filmstrip(states: Sequence[Tensor], count: int = 11) -> Tensor:

@@ -1,0 +1,347 @@
+"""Images that people have: a folder, a zip, an array file; read once, cached, reported.
+
+Everything is decoded once at the start, so what is damaged is named before the first step. A set
+that fits into a share of the memory stays there; a larger one is decoded anew in every epoch.
+"""
+
+import hashlib
+import os
+import statistics
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from data.arrays import list_arrays
+from data.decode import Rendering, colour, cut_off, render, seen_size
+from data.errors import DataError, DataNotFound, ReadError
+from data.image_set import ImageSet, StreamSet, TensorSet, num_threads
+from data.listing import ACCEPTED, Folder, Listing, Source, Zip, list_images, summary
+from data.options import DataOptions, Loading
+from utils import checkpoint
+from utils.checkpoint import CheckpointError
+from utils.labels import readable
+
+DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
+MAX_OWN_SIDE = 256  # pixels: larger images are learnt at their own size only where it is typed
+MEMORY_SHARE, MAX_BYTES = 1 / 8, 16 * 2**30  # of decoded images that stay in memory
+HELD_OUT_EVERY, MIN_IMAGES, MIN_CLASS = 10, 20, 5  # one in ten; from so many images, a class on
+MAX_NAMED = 3  # damaged files in a message
+MENTIONED_CUT = 0.1  # share of the pixels that cropping may cut off without a word
+KIND = "ddpm-images-1"  # change it with what `render` computes
+T, R = TypeVar("T"), TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a listing in its order, those that cannot be read aside.
+
+    images: uint8 (N, C, H, W); (0, C, H, W) where they do not fit into memory. digests: SHA-256 of
+    each file, (N, 32) uint8. sizes: height and width as a viewer shows them, (N, 2).
+    """
+
+    images: Tensor
+    digests: Tensor
+    sizes: Tensor
+    damaged: dict[str, str]  # name: why
+    profiles: int  # images with an ICC profile
+
+
+def open_folder(options: DataOptions, loading: Loading) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set of the images at data_root. Raises DataError."""
+    return open_listing(list_source(Path(options.data_root)), options, loading)
+
+
+def list_source(root: Path) -> Listing:
+    """The images at this path, whatever it is. Raises DataError."""
+    try:
+        found = root.exists()
+    except OSError as e:
+        raise DataError(f"cannot read {readable(str(root))}: {e.strerror}") from e
+    if not found:
+        raise DataNotFound(f"there is no {readable(str(root))}: {ACCEPTED}")
+    if root.is_dir():
+        return list_images(Folder(root))
+    if root.suffix.lower() in (".npy", ".npz"):
+        return list_arrays(root)
+    if root.suffix.lower() == ".zip":
+        return list_images(Zip(root))
+    raise DataError(f"cannot read images from {readable(str(root))}: {ACCEPTED}")
+
+
+def open_listing(
+    listing: Listing, options: DataOptions, loading: Loading
+) -> tuple[ImageSet, ImageSet]:
+    """Decode the images, or take them from the cache; hold some out, unless they are named."""
+    listing = listing.only(options.classes)
+    how, decoded = cached(listing, options, loading)
+    kept = [file for file in listing.files if file.name not in decoded.damaged]
+    if not any(not file.test for file in kept):
+        raise DataError(f"{listing.source.description} has no image that can be read")
+    labels = torch.tensor([file.label for file in kept])
+    named = torch.tensor([file.test for file in kept])
+    test = named if named.any() else held_out(labels, decoded.digests)
+    notes = (*sizes_note(decoded, how), *left_out_note(listing, decoded))
+
+    def part(rows: Tensor) -> ImageSet:
+        at = rows.nonzero().flatten()
+        fingerprint = digest_of(listing.class_names, how, labels[at], decoded.digests[at])
+        common = {"name": "", "source": listing.source.description, "labels": labels[at]}
+        common |= {"class_names": listing.class_names, "notes": notes}
+        if len(decoded.images):
+            return TensorSet(**common, images=decoded.images[at], of_files=fingerprint)
+        names = [kept[i].name for i in at.tolist()]
+        shape = (how.channels, *how.size)
+        reader = Reader(listing.source, how)
+        return StreamSet(
+            **common, read=reader, files=names, image_shape=shape, fingerprint=fingerprint
+        )
+
+    return part(~test), part(test)
+
+
+# Reading.
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Decodes the images of a source by name: uint8 (C, H, W). Raises ReadError."""
+
+    source: Source
+    how: Rendering
+
+    def __call__(self, name: str) -> Tensor:
+        return read(self.source, name, self.how)[0]
+
+
+def read(source: Source, name: str, how: Rendering) -> tuple[Tensor, tuple[int, int], bytes, bool]:
+    """Image (C, H, W), shown size, SHA-256, whether it has an ICC profile. Raises ReadError."""
+    try:
+        image, content = source.open(name)
+        profile = "icc_profile" in image.info
+        return *render(image, how), hashlib.sha256(content).digest(), profile
+    except MemoryError:
+        raise
+    except Exception as e:  # Pillow's decoders raise what they like
+        raise ReadError(why(e)) from e
+
+
+def why(error: Exception) -> str:
+    """A decoder's complaint in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (a decompression bomb?): {error}".split(" pixels, could")[0]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
+def decode_all(
+    listing: Listing, options: DataOptions, loading: Loading
+) -> tuple[Rendering, Decoded]:
+    """Every image once, by as many threads as there are cores."""
+    names, source = [file.name for file in listing.files], listing.source
+    size = (
+        options.image_size if any(options.image_size) else own_size(source, names, loading.no_bar)
+    )
+    loading.check(len(listing.class_names), size)
+    channels, background = options.image_channels or 3, colour(options.background)
+    how = Rendering(size, channels, options.fit, background)
+    shape = (channels, *size)
+    keep = len(names) * torch.Size(shape).numel() <= most_bytes()
+    images = torch.empty((len(names) if keep else 0, *shape), dtype=torch.uint8)
+    good, digests, sizes, damaged, profiles, grey = [], [], [], {}, 0, True
+
+    def decode(i: int) -> tuple | str:
+        try:
+            image, *facts = read(source, names[i], how)
+        except ReadError as e:
+            return str(e)
+        if keep:
+            images[i] = image
+        return *facts, bool((image[:1] == image).all())
+
+    print(f"Reading {len(names):,} images of {source.description}", flush=True)
+    for i, found in enumerate(mapped(decode, range(len(names)), "decoding", loading.no_bar)):
+        if isinstance(found, str):
+            damaged[names[i]] = found
+            continue
+        shown, digest, profile, is_grey = found
+        good.append(i)
+        digests.append(torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        sizes.append(shown)
+        profiles, grey = profiles + profile, grey and is_grey
+    if grey and not options.image_channels:
+        how, images = Rendering(size, 1, options.fit, background), images[:, :1]
+    if keep and (damaged or images.shape[1] < channels):
+        images = images[good].contiguous()
+    check_damaged(damaged, options)
+    digests = torch.stack(digests) if good else torch.empty((0, 32), dtype=torch.uint8)
+    return how, Decoded(images, digests, torch.tensor(sizes).reshape(-1, 2), damaged, profiles)
+
+
+def own_size(source: Source, names: Sequence[str], no_bar: bool | None) -> tuple[int, int]:
+    """Height and width to learn: that of all images where they share it, else a square."""
+
+    def size(name: str) -> tuple[int, int] | None:
+        try:
+            return seen_size(source.open(name)[0])
+        except Exception:  # told when it is decoded
+            return None
+
+    sizes = [s for s in mapped(size, names, "sizes", no_bar) if s]
+    if len(set(sizes)) == 1 and max(sizes[0]) <= MAX_OWN_SIDE:
+        return sizes[0]
+    shorter = statistics.median([min(s) for s in sizes] or [DEFAULT_SIDE])
+    side = int(min(shorter, DEFAULT_SIDE)) // SIDE_MULTIPLE * SIDE_MULTIPLE
+    return (max(side, SIDE_MULTIPLE),) * 2
+
+
+def mapped(
+    function: Callable[[T], R], items: Sequence[T], title: str, no_bar: bool | None
+) -> Iterator[R]:
+    """The function of every item, in order, computed by threads a little ahead."""
+    ahead, waiting = 4 * num_threads(), deque()
+    pool = ThreadPoolExecutor(num_threads())
+    try:
+        for item in tqdm(items, title, unit="images", disable=no_bar, leave=False):
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def most_bytes() -> float:
+    """What decoded images may take: a share of the memory of this machine."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        memory = 8 * 2**30
+    return min(MAX_BYTES, MEMORY_SHARE * memory)
+
+
+# The cache.
+
+
+def cached(listing: Listing, options: DataOptions, loading: Loading) -> tuple[Rendering, Decoded]:
+    """The decoded images from the cache; else decode them, and store them there."""
+    how = Rendering(
+        options.image_size, options.image_channels, options.fit, colour(options.background)
+    )
+    if loading.cache is None:
+        return decode_all(listing, options, loading)
+    path = loading.cache / f"images_{cache_key(listing, how)}.pt"
+    names = [f.name for f in fields(Decoded)]
+    try:
+        content = checkpoint.load(path, KIND, ("size", *names))
+        channels = content["images"].shape[1]
+        how = Rendering(tuple(content["size"]), channels, how.fit, how.background)
+        decoded = Decoded(**{name: content[name] for name in names})
+        loading.check(len(listing.class_names), how.size)
+        check_damaged(decoded.damaged, options)
+        return how, decoded
+    except CheckpointError as e:
+        if path.exists():
+            print(f"{e}: decoding anew", flush=True)
+    how, decoded = decode_all(listing, options, loading)
+    content = {name: getattr(decoded, name) for name in names} | {"size": list(how.size)}
+    try:
+        loading.cache.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, content, KIND)
+    except (CheckpointError, OSError) as e:
+        print(f"warning: the decoded images are not cached: {e}", flush=True)
+    return how, decoded
+
+
+def cache_key(listing: Listing, how: Rendering) -> str:
+    """Changes with what is asked for, with the files, and with the content of any of them."""
+    names = [file.name for file in listing.files]
+    about = (
+        how,
+        listing.source.description,
+        names,
+        listing.source.stamps(names),
+        Image.__version__,
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def digest_of(class_names: Sequence[str], how: Rendering, labels: Tensor, digests: Tensor) -> str:
+    """The fingerprint: of the files' content, their classes, and how they are rendered."""
+    sha = hashlib.sha256(repr((tuple(class_names), how)).encode())
+    sha.update(labels.numpy())
+    sha.update(digests.contiguous().numpy())
+    return sha.hexdigest()
+
+
+# Held-out images, messages.
+
+
+def held_out(labels: Tensor, digests: Tensor) -> Tensor:
+    """Which images are held out, (N,) bool: a tenth of each class, but at least one.
+
+    Those with the lowest hash of their content: another image in the folder does not change the
+    others' lot. None of fewer than MIN_IMAGES, none of a class with fewer than MIN_CLASS.
+    """
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    if len(labels) < MIN_IMAGES:
+        return chosen
+    order = torch.tensor([zlib.crc32(bytes(digest.tolist())) for digest in digests])
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        if len(own) >= MIN_CLASS:
+            count = max(1, len(own) // HELD_OUT_EVERY)
+            chosen[own[order[own].argsort(stable=True)[:count]]] = True
+    return chosen
+
+
+def check_damaged(damaged: dict[str, str], options: DataOptions) -> None:
+    """DataError with the first files that cannot be read, unless they may be left out."""
+    if not damaged or options.skip_damaged:
+        return
+    first = list(damaged.items())[:MAX_NAMED]
+    named = "; ".join(f"{readable(name)} ({reason})" for name, reason in first)
+    more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
+    count = "1 file" if len(damaged) == 1 else f"{len(damaged)} files"
+    raise DataError(
+        f"{count} cannot be read: {named}{more}; repair or remove them, or leave them out with "
+        "--skip-damaged"
+    )
+
+
+def sizes_note(decoded: Decoded, how: Rendering) -> Iterator[str]:
+    """The sizes of the images, and what becomes of them."""
+    sizes, (height, width) = decoded.sizes.tolist(), how.size
+    low, high = min(sizes, key=sum), max(sizes, key=sum)
+    stored = "x".join(map(str, low))
+    if low != high:
+        stored += f" to {'x'.join(map(str, high))}"
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}[how.channels]
+    line = f"sizes (height x width): {stored}, learnt as {height}x{width} {kind}"
+    if how.fit == "crop":
+        cut = statistics.fmean(cut_off(tuple(size), how.size) for size in sizes)
+        if cut > MENTIONED_CUT:
+            line += f"; cropping cuts off {100 * cut:.0f} % on average: see --fit"
+    elif any(size != list(how.size) for size in sizes):
+        line += f" ({how.fit})"
+    yield line
+
+
+def left_out_note(listing: Listing, decoded: Decoded) -> Iterator[str]:
+    """Counts of what is not learnt, by reason."""
+    counts = listing.left_out + Counter(damaged=len(decoded.damaged))
+    if text := summary(counts):
+        yield f"left out: {text}"
+    if decoded.profiles:
+        yield f"{decoded.profiles:,} images have an ICC profile, which is not applied"

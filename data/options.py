@@ -1,0 +1,43 @@
+"""Which images are learnt, and how they are brought to one shape."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def accept(_classes: int, _size: tuple[int, int]) -> None:
+    """Any number of classes, images of any height and width."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a set is loaded.
+
+    cache: the folder of decoded images; None: they are not kept. no_bar: for tqdm's ``disable``.
+    check: called with the number of classes and (height, width) before anything is decoded, to
+    refuse them by raising. download: what is missing, where that is possible.
+    """
+
+    cache: Path | None = None
+    no_bar: bool | None = None
+    check: Callable[[int, tuple[int, int]], None] = accept
+    download: bool = True
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The fields of config.DataConfig, and ``image_channels``.
+
+    image_size: (height, width) in pixels, zeros for the set's own. image_channels: 1, 3 or 4; 0: 1
+    where every image is grey, else 3. fit, background: see data.decode.Rendering. classes: names of
+    those to keep; none: all. skip_damaged: leave damaged files out instead of refusing the set.
+    """
+
+    dataset: str
+    data_root: str = ""
+    image_size: tuple[int, int] = (0, 0)
+    image_channels: int = 0
+    fit: str = "crop"
+    background: str = "white"
+    classes: tuple[str, ...] = ()
+    skip_damaged: bool = False
