@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data import ImageSet, ReadError, report
 from training import resume
 from training.clock import Clock
-from training.logger import Logger
+from training.logger import Logger, save_contact_sheet
 from training.nonfinite import (
     StepResult,
     output_gradient,
@@ -22,7 +22,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.setup import Args, data_record, describe, load_data, parse_args
+from training.setup import CACHE, Args, data_record, describe, load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation
 from training.verify_resume import verify_resume
@@ -56,10 +56,11 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
     clock = Clock(device)
     config, train_set, test_set = load_data(args, ranks)
-    print("\n".join(report(train_set, test_set)), flush=True)
     state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
     if args.dry_run:
-        print(describe(state))
+        print("\n".join([*report(train_set, test_set), "", describe(state)]))
+        if train_set.notes and ranks.first:  # from files: show what becomes of them
+            print(save_contact_sheet(train_set, args.run_root / CACHE))
         return 0
     ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
     train_set, test_set = train_set.to(device), test_set.to(device)
@@ -75,6 +76,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         Logger(run, state, train_set.class_names) as logger,
         StopSignal() as stop,
     ):
+        print("\n".join(report(train_set, test_set)), flush=True)
         validation = Validation(state, train_set, test_set)
         clock.validation_images = validation.images
         if resumed and ranks.first:

@@ -59,7 +59,7 @@ class Task:
         return PRESETS[self.preset].override(
             precision=self.precision,
             image_channels=self.image_channels,
-            image_size=self.image_size or (32 if original else 28),
+            image_size=(self.image_size or (32 if original else 28),) * 2,
             num_classes=0 if original else 10,
             checkpoint_activations=self.checkpoint_activations,
             save_minutes=1e6,
@@ -67,10 +67,13 @@ class Task:
 
     def images(self, count: int) -> TensorSet:
         """Random ones."""
-        side = self.config.data.image_size
         random = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (count, 1, side, side), dtype=torch.uint8, generator=random)
-        return TensorSet("", "random", 10, images, torch.arange(count) % 10).to(self.device)
+        images = torch.randint(
+            256, (count, *self.config.image_shape), dtype=torch.uint8, generator=random
+        )
+        return TensorSet("", "random", tuple("0123456789"), images, torch.arange(count) % 10).to(
+            self.device
+        )
 
 
 def start(task: Task) -> TrainState:
@@ -129,8 +132,8 @@ class First:
 def bare(task: Task) -> Loop:
     """The network alone, forwards and backwards."""
     config, model = task.config, start(task).network
-    size, side = config.train.batch_size, config.data.image_size
-    x = torch.randn(size, 1, side, side, device=task.device)
+    size = config.train.batch_size
+    x = torch.randn(size, *config.image_shape, device=task.device)
     t = torch.randint(1, 1000, (size,), device=task.device)
     y = torch.arange(size, device=task.device) % 10
 

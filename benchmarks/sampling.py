@@ -26,7 +26,7 @@ def our_images(model: DiffusionModel, name: str) -> Tensor:
 
 def grids(task: Task) -> dict[str, Callable[[], Tensor]]:
     """Every way to 64 images, ready to be drawn."""
-    model, side = sampling_model(task), task.config.data.image_size
+    model, side = sampling_model(task), task.config.data.image_size[0]
     ways: dict[str, Callable[[], Tensor]] = {}
     for name, steps in STEPS.items():
         ways[f"ours {name}"] = lambda name=name: our_images(model, name)

@@ -76,7 +76,7 @@ def network(preset: str, loop: str) -> dict[str, int]:
 
 def our_network(_: str, config: Config) -> tuple[nn.Module, Tensor]:
     """And an image for it."""
-    return build(config)[0], torch.zeros(1, 1, *[config.data.image_size] * 2)
+    return build(config)[0], torch.zeros(1, *config.image_shape)
 
 
 def their_network(preset: str, config: Config) -> tuple[nn.Module, Tensor]:

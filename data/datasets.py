@@ -114,15 +114,18 @@ def pad(small: TensorSet, size: tuple[int, int]) -> TensorSet:
 
 
 def open_idx(files: IdxFiles, names: str, options: DataOptions, loading: Loading) -> Splits:
-    """A set in MNIST's file format."""
+    """A set in MNIST's file format; names of the classes with commas in between."""
+    return tuple(idx_part(files, names, options, loading, part) for part in (True, False))
+
+
+def idx_part(
+    files: IdxFiles, names: str, options: DataOptions, loading: Loading, train: bool
+) -> TensorSet:
+    """The training or the test images."""
     root = Path(options.data_root)
-
-    def part(train: bool) -> TensorSet:
-        images, labels = read_set(files, root, train, loading.download)
-        source = f"{root / files.folder}, {verification(files, root, train)}"
-        return TensorSet("", source, tuple(names.split(",")), images, labels)
-
-    return part(True), part(False)
+    images, labels = read_set(files, root, train, loading.download)
+    source = f"{root / files.folder}, {verification(files, root, train)}"
+    return TensorSet("", source, tuple(names.split(",")), images, labels)
 
 
 def open_cifar(kind: str, options: DataOptions, loading: Loading) -> Splits:

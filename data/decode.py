@@ -49,9 +49,11 @@ def render(image: Image.Image, how: Rendering) -> tuple[Tensor, tuple[int, int]]
 
     Raises what Pillow raises for a damaged file, and ValueError where the range is not known.
     """
-    side = 2 * max(how.size)
     shown, turn = seen_size(image), TURNS.get(orientation(image))
-    image.draft("RGB", (side, side))  # JPEG: decode at 1/2, 1/4, 1/8 where twice the size is left
+    height, width = (
+        2 * side for side in (how.size if shown == image.size[::-1] else how.size[::-1])
+    )
+    image.draft("RGB", (width, height))  # JPEG: decode at 1/2, 1/4, 1/8 where that much is left
     image.load()
     image = eight_bit(image)
     if turn is not None:

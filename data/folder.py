@@ -156,7 +156,7 @@ def decode_all(
     channels, background = options.image_channels or 3, colour(options.background)
     how = Rendering(size, channels, options.fit, background)
     shape = (channels, *size)
-    keep = len(names) * torch.Size(shape).numel() <= most_bytes()
+    keep = len(names) * torch.Size(shape).numel() <= most_bytes(loading)
     images = torch.empty((len(names) if keep else 0, *shape), dtype=torch.uint8)
     good, digests, sizes, damaged, profiles, grey = [], [], [], {}, 0, True
 
@@ -222,8 +222,10 @@ def mapped(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def most_bytes() -> float:
-    """What decoded images may take: a share of the memory of this machine."""
+def most_bytes(loading: Loading) -> float:
+    """What decoded images may take."""
+    if loading.in_memory is not None:
+        return loading.in_memory
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows

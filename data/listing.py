@@ -213,7 +213,7 @@ def why_left_out(source: Folder | Zip, name: str) -> str:
             return f"{kind} (convert to PNG or JPEG, which Pillow reads)"
     if suffix:
         known = Image.registered_extensions().get(suffix)
-        return "" if known in readable_formats() else "not images"
+        return "" if known in (*readable_formats(), "MPO") else "not images"  # MPO opens as JPEG
     try:
         source.open(name)
         return ""

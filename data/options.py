@@ -15,13 +15,15 @@ class Loading:
 
     cache: the folder of decoded images; None: they are not kept. no_bar: for tqdm's ``disable``.
     check: called with the number of classes and (height, width) before anything is decoded, to
-    refuse them by raising. download: what is missing, where that is possible.
+    refuse them by raising. download: what is missing, where that is possible. in_memory: bytes
+    that decoded images may take; None: a share of the memory of this machine.
     """
 
     cache: Path | None = None
     no_bar: bool | None = None
     check: Callable[[int, tuple[int, int]], None] = accept
     download: bool = True
+    in_memory: int | None = None
 
 
 @dataclass(frozen=True)

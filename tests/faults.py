@@ -29,6 +29,7 @@ from PIL import Image
 import data.datasets
 import train
 from data.digits import draw_digits
+from data.image_set import TensorSet
 from evaluation.features import LabeledImages, load_or_train
 from utils import checkpoint, pytree
 
@@ -172,17 +173,23 @@ def child_prelude() -> None:
 
 
 DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}
+DIGITS = tuple("0123456789")
 
 
-def few_digits(_root, _size, part, _download) -> data.datasets.TensorSet:
-    return data.datasets.TensorSet("", "drawn", 10, *DRAWN[part])
+def opener(drawn: dict) -> Callable:
+    """An entry of data.DATASETS: these images (and labels) as training and test set."""
+    sets = tuple(TensorSet("", "drawn", DIGITS, *drawn[part]) for part in (True, False))
+    return lambda _options, _loading: sets
+
+
+few_digits = opener(DRAWN)
 
 
 def store_classifier(root: Path) -> None:
     """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
-    images = few_digits(None, 0, True, False)
+    images, _ = few_digits(None, None)
     train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
-    path = root / "classifiers" / f"digits_28_{images.fingerprint[:16]}.pt"
+    path = root / "classifiers" / f"digits_28x28_{images.fingerprint[:16]}.pt"
     load_or_train(train_set, test_set, 10, path, steps=20)
 
 

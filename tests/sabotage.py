@@ -3,7 +3,6 @@
 Every function takes one number, and is called before the training starts.
 """
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -17,6 +16,7 @@ import torch
 from torch.utils import tensorboard
 
 import data.datasets
+import data.folder
 import data.image_set
 import train
 import training.clock
@@ -235,20 +235,23 @@ def be_nobody(_: int) -> None:
         os.setuid(65534)
 
 
-def workers(n: int) -> None:
-    """So many processes read the images."""
-    data.image_set.num_workers = lambda: n
+def stream(threads: int) -> None:
+    """Images are decoded anew in every epoch, by so many threads."""
+    data.folder.MAX_BYTES = 0
+    data.image_set.num_threads = lambda: threads
 
 
-def kill_a_worker(step: int) -> None:
-    """One of the processes that read the images dies when this step begins."""
+def damage(files: int) -> None:
+    """They stream, and before the fifth step so many files are cut short."""
+    stream(2)
 
-    def kill(state) -> None:
-        if state.step == step:
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-            time.sleep(0.3)  # so that its death is noticed within the step, not while waiting
+    def cut(state) -> None:
+        if state.step == 5:
+            root = Path(state.config.data.data_root)
+            for path in sorted(root.rglob("*.png"))[:files]:
+                path.write_bytes(path.read_bytes()[:50])
 
-    before_step(kill)
+    before_step(cut)
 
 
 # Numbers that are not finite.

@@ -2,9 +2,7 @@
 
 import gzip
 import hashlib
-import multiprocessing
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DATASETS, DataError, DataNotFound, ImageSet, ReadError, idx, load, load_splits
-from data.datasets import open_idx
+from data import DATASETS, DataError, DataNotFound, DataOptions, ImageSet, Loading, idx, load_splits
+from data.datasets import idx_part, open_idx, with_channels
 from data.idx import IdxFiles
+from utils.errors import InputError
 from utils.images import normalize, to_uint8
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
@@ -40,6 +39,7 @@ def small_mnist(*mirrors: str, **limits) -> IdxFiles:
 
 
 SMALL = small_mnist()
+DIGITS = "0,1,2,3,4,5,6,7,8,9"
 
 
 @pytest.fixture
@@ -55,7 +55,24 @@ def mnist(tmp_path) -> Path:
 def open_mnist(
     root: Path, files: IdxFiles = SMALL, train: bool = True, download: bool = True
 ) -> ImageSet:
-    return open_idx(files, root, 0, train, download)
+    options, loading = DataOptions("mnist", str(root)), Loading(download=download)
+    return idx_part(files, DIGITS, options, loading, train)
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    """Two classes of ten images of all sizes; the class is the colour."""
+    root = tmp_path / "colours"
+    for label, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (root / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (20 + i, 40 - i), colour).save(root / label / f"{i}.png")
+    return root
+
+
+def open_colours(root: Path, **loading) -> ImageSet:
+    options = DataOptions("folder", str(root), image_size=(16, 16))
+    return load_splits(options, loading=Loading(**loading))[0]
 
 
 # All sets.
@@ -81,48 +98,81 @@ def test_the_range_is_exactly_minus_one_to_one(mnist):
 
 
 @pytest.fixture
-def small(mnist, monkeypatch) -> str:
-    """The data root of the small set, which is registered under this name."""
-    monkeypatch.setitem(DATASETS, "small", lambda root, _, train, __: open_mnist(root, train=train))
-    return str(mnist)
+def small(mnist, monkeypatch) -> DataOptions:
+    """The small set, which is registered under this name."""
+    monkeypatch.setitem(DATASETS, "small", lambda o, loading: open_idx(SMALL, DIGITS, o, loading))
+    return DataOptions("small", str(mnist))
 
 
 def test_padding_keeps_every_pixel(small):
-    own, padded = (load("small", small, size) for size in (0, 32))
+    own, padded = (load_splits(replace(small, image_size=size))[0] for size in ((0, 0), (32, 36)))
     assert padded.name == "small"
-    assert padded.image_shape == (1, 32, 32)
-    assert torch.equal(padded.images[:, :, 2:30, 2:30], own.images)
+    assert padded.image_shape == (1, 32, 36)
+    assert torch.equal(padded.images[:, :, 2:30, 4:32], own.images)
     assert padded.images.sum() == own.images.sum()
     with pytest.raises(DataError, match="at least 28"):
-        load("small", small, 20)
+        load_splits(replace(small, image_size=(20, 32)))
     with pytest.raises(DataError, match="too much memory"):
-        load("small", small, 2**17)
+        load_splits(replace(small, image_size=(2**17, 2**17)))
 
 
 def test_other_images_than_those_of_the_fingerprint_are_refused(small):
-    train, test = load_splits("small", small, 0)
+    train, test = load_splits(small)
     assert len(train) == len(test) == 20
-    load_splits("small", small, 0, train.fingerprint)
+    load_splits(small, train.fingerprint)
     with pytest.raises(DataError, match="not those this run was trained on"):
-        load_splits("small", small, 0, "0" * 64)
+        load_splits(small, "0" * 64)
+
+
+def test_chosen_classes_alone_are_left_and_count_anew(small):
+    train, test = load_splits(replace(small, classes=("8", "3")))
+    assert train.class_names == test.class_names == ("3", "8")
+    whole = load_splits(small)[0]
+    for label, digit in enumerate((3, 8)):
+        own = whole.images[whole.labels == digit]
+        assert torch.equal(train.images[train.labels == label], own)
+    assert len(train) == 4
+    ranged = load_splits(replace(small, classes=("7-9", "0")))[0]
+    assert ranged.class_names == ("0", "7", "8", "9")
+    with pytest.raises(InputError, match="no class 'dog'; the classes are 0, 1"):
+        load_splits(replace(small, classes=("dog",)))
+
+
+def test_channels_of_a_set_in_memory_are_pillows(small):
+    grey, rgb, rgba = (load_splits(replace(small, image_channels=n))[0] for n in (1, 3, 4))
+    assert torch.equal(rgb.images, grey.images.expand(-1, 3, -1, -1))
+    assert torch.equal(rgba.images[:, :3], rgb.images)
+    assert (rgba.images[:, 3] == 255).all()
+    random = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    luma = np.array(Image.fromarray(random[0].permute(1, 2, 0).numpy()).convert("L"))
+    assert torch.equal(with_channels(random, 1)[0, 0], torch.from_numpy(luma))
+    assert not torch.equal(random[0, 1], torch.from_numpy(luma))  # control
+
+
+@pytest.mark.parametrize(
+    "option", [{"fit": "pad"}, {"background": "black"}, {"skip_damaged": True}]
+)
+def test_an_option_without_effect_is_refused(small, option):
+    with pytest.raises(DataError, match=r"^--\w+(-\w+)? has no effect on --dataset small$"):
+        load_splits(replace(small, **option))
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
     with pytest.raises(DataError, match=r"'mnits'.* mnist, .* digits"):
-        load("mnits", str(tmp_path), 0)
+        load_splits(DataOptions("mnits", str(tmp_path)))
 
 
 def test_a_set_does_not_touch_the_global_random_state(mnist, colours):
     before = torch.get_rng_state()
     list(open_mnist(mnist).batches(torch.arange(20), 8))
-    list(load("folder", str(colours), 16).batches(torch.arange(18), 8))
+    list(open_colours(colours).batches(torch.arange(18), 8))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "stream"])
 def test_the_parts_of_all_ranks_are_the_batch(mnist, colours, kind):
     """Also where the last batch has fewer images than there are ranks."""
-    opened = open_mnist(mnist) if kind == "tensor" else load("folder", str(colours), 16)
+    opened = open_mnist(mnist) if kind == "tensor" else open_colours(colours, in_memory=0)
     order = torch.arange(18).flip(0)[:7]
     whole = list(opened.batches(order, 6))
     parts = [list(opened.batches(order, 6, (rank, 2))) for rank in (0, 1)]
@@ -239,61 +289,9 @@ def test_folders_mirrors_and_checksums_are_torchvisions():
 
 
 def test_the_real_mnist_is_verified(real_mnist):
-    train, test = (
-        load("mnist", str(real_mnist), 0, part, download=False) for part in (True, False)
-    )
+    options = DataOptions("mnist", str(real_mnist))
+    train, test = load_splits(options, loading=Loading(download=False))
     assert (len(train), len(test)) == (60_000, 10_000)
     assert "verified" in train.source
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
-
-
-# Folders of images.
-
-
-@pytest.fixture
-def colours(tmp_path) -> Path:
-    """Two classes of ten images of all sizes; the class is the colour."""
-    root = tmp_path / "colours"
-    for label, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
-        (root / label).mkdir(parents=True)
-        for i in range(10):
-            Image.new("RGB", (20 + i, 40 - i), colour).save(root / label / f"{i}.png")
-    return root
-
-
-def test_a_folder_streams_in_the_order_of_the_indices_with_labels(colours):
-    train, test = (load("folder", str(colours), 16, part) for part in (True, False))
-    assert (len(train), len(test), train.num_classes) == (18, 2, 2)
-    assert train.fingerprint != test.fingerprint
-    order = torch.tensor([17, 0, 8, 9])
-    x, y = (torch.cat(parts) for parts in zip(*train.batches(order, 3), strict=True))
-    assert x.shape == (4, 3, 16, 16)
-    assert y.tolist() == [1, 0, 0, 1]
-    assert torch.equal(x[0, :, 0, 0], torch.tensor([1.0, -1, -1]))
-    assert torch.equal(x[1, :, 0, 0], torch.tensor([-1.0, -1, 1]))
-
-
-def test_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(DataNotFound, match="one folder of images per class") as error:
-        load("folder", str(tmp_path / "none"), 16)
-    assert "\n" not in str(error.value)
-
-
-def test_a_broken_image_is_one_line_and_named(colours):
-    opened = load("folder", str(colours), 16)
-    assert len(list(opened.batches(torch.arange(18), 4))) == 5
-    (colours / "red" / "3.png").write_bytes(b"not an image")
-    with pytest.raises(ReadError, match=r"3\.png") as error:
-        list(opened.batches(torch.arange(18), 4))
-    assert "\n" not in str(error.value)
-
-
-def test_workers_leave_ctrl_c_to_the_main_process(colours):
-    batches = load("folder", str(colours), 16).batches(torch.arange(18), 1)
-    next(batches)
-    workers = multiprocessing.active_children()
-    assert workers
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGINT)
-    assert len(list(batches)) == 17

@@ -17,7 +17,7 @@ import pytest
 from faults import FORK, count, two_at_a_time
 from test_datasets import NAMES, NOWHERE, mnist_files, open_mnist, small_mnist
 
-from data import DATASETS, DataNotFound, load
+from data import DATASETS, DataNotFound, DataOptions, Loading, load_splits
 from data.download import check_online
 
 PACKED = {f"/{name}.gz": gzip.compress(content) for name, content in mnist_files().items()}
@@ -228,9 +228,9 @@ KINDS = {"mnist": "train-", "cifar10": "CIFAR10 ", "cifar100": "CIFAR100 ", "flo
 @pytest.mark.usefixtures("resolver")
 def test_offline_is_one_line_and_leaves_nothing(tmp_path, name):
     with pytest.raises(DataNotFound, match="no network: Temporary failure") as error:
-        load(name, str(tmp_path / "x"), 0)
+        load_splits(DataOptions(name, str(tmp_path / "x")))
     with pytest.raises(DataNotFound) as not_wanted:
-        load(name, str(tmp_path / "x"), 0, download=False)
+        load_splits(DataOptions(name, str(tmp_path / "x")), loading=Loading(download=False))
     for line in (str(error.value), str(not_wanted.value)):
         assert KINDS[name] in line
         assert "\n" not in line

@@ -9,13 +9,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from faults import opener
 from PIL import Image
 
 import evaluate
 import sample
 from data import DATASETS
 from data.digits import draw_digits
-from data.image_set import TensorSet
 from diffusion import Sampler, last, make_diffusion, uniform_grid
 from diffusion.samplers import ddpm
 from evaluation import features, likelihood
@@ -160,9 +160,8 @@ def test_bad_input_is_one_line_and_exit_code_2(trained, capsys, argv):
 
 
 def test_other_images_than_those_trained_on_are_refused(trained, capsys, monkeypatch):
-    images, labels = drawn(True, 699)
-    other = TensorSet("", "drawn", 10, images, labels)
-    monkeypatch.setitem(DATASETS, "digits", lambda *_: other)
+    other = opener({part: drawn(True, 699) for part in (True, False)})
+    monkeypatch.setitem(DATASETS, "digits", other)
     assert evaluate.main(["--ckpt", str(trained / "checkpoints/version_0")]) == 2
     assert "not those this run was trained on" in capsys.readouterr().err
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch.nn.functional as F
+from faults import opener
 
 import data.datasets
 import train
 from data.digits import draw_digits
-from data.image_set import TensorSet
 from evaluation.metrics import frechet_distance
 from sample import load
 from training.state import build
@@ -32,7 +32,7 @@ def digits(monkeypatch, tmp_path):
     monkeypatch.setitem(
         data.datasets.DATASETS,
         "digits",
-        lambda _root, _size, part, _download: TensorSet("", "drawn", 10, *drawn[part]),
+        opener(drawn),
     )
     return [normalize(drawn[part][0]) for part in (True, False)]
 

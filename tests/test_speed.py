@@ -13,7 +13,9 @@ from models import UNet
 from training.state import TrainState, build, compiles
 from utils.distributed import Ranks
 
-SMOKE = PRESETS["smoke"].override(num_classes=10, image_size=28, precision="fp32", batch_size=20)
+SMOKE = PRESETS["smoke"].override(
+    num_classes=10, image_channels=1, image_size=(28, 28), precision="fp32", batch_size=20
+)
 CPU = torch.device("cpu")
 
 

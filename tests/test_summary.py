@@ -10,7 +10,7 @@ from config import PRESETS
 from models import Classifier, UNet
 from models.summary import layers, markdown, text
 
-PRESET = PRESETS["mnist"].override(num_classes=10)
+PRESET = PRESETS["mnist"].override(num_classes=10, image_channels=1)
 SHAPE = (1, 28, 28)
 
 

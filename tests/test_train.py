@@ -2,12 +2,11 @@
 
 import os
 import signal
-from dataclasses import replace
 
 import faults
 import pytest
 import torch
-from faults import DRAWN, NETWORK, folder, result
+from faults import DRAWN, NETWORK, folder, opener, result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.datasets
@@ -60,12 +59,8 @@ def test_a_run_leaves_what_the_readme_says(few_digits, capsys):
 
 def test_the_loss_falls(few_digits, monkeypatch):
     """With the network of the smoke preset, in two epochs and a half."""
-
-    def more_digits(*arguments):
-        few = data.datasets.TensorSet("", "drawn", 10, *DRAWN[arguments[2]])
-        return replace(few, images=few.images.repeat(20, 1, 1, 1), labels=few.labels.repeat(20))
-
-    monkeypatch.setitem(data.datasets.DATASETS, "digits", more_digits)
+    more = {part: (x.repeat(20, 1, 1, 1), y.repeat(20)) for part, (x, y) in DRAWN.items()}
+    monkeypatch.setitem(data.datasets.DATASETS, "digits", opener(more))
     smoke = ["--preset", "smoke", "--device", "cpu"]
     assert train.main([*smoke, "--max-steps", "150", "--lr", "3e-3"]) == 0
     losses = [e.value for e in curves(few_digits).Scalars("train/loss")]
@@ -181,7 +176,8 @@ def test_dry_run_shows_settings_layers_and_data_and_leaves_nothing(few_digits, c
     assert rows["stem"][:5] == ["8", "x", "4", "x", "4"]
     assert {"down.0.blocks.0", "middle.0", "middle.1", "up.0.blocks.0", "head"} <= rows.keys()
     assert rows["total"][:5] == ["1", "x", "28", "x", "28"]
-    assert rows["data"] == ["100", "images:", "drawn"]
+    assert rows["digits:"][:6] == ["100", "training", "and", "100", "held-out", "images,"]
+    assert rows["10"][:3] == ["classes:", "0", "10,"]
     assert list(few_digits.iterdir()) == []
 
 
@@ -256,7 +252,7 @@ def test_without_mnist_the_default_trains_on_digits_with_a_warning(few_digits, m
 def test_a_resumed_run_refuses_other_images(monkeypatch, capsys):
     assert run("--max-steps", "4") == 0
     original = data.datasets.DATASETS["digits"]
-    swapped = {"digits": lambda root, size, part, d: original(root, size, not part, d)}
+    swapped = {"digits": lambda options, loading: original(options, loading)[::-1]}
     monkeypatch.setattr(data.datasets, "DATASETS", swapped)
     assert train.main([*AUTO, "--max-steps", "6"]) == 2
     assert "not those this run was trained on" in capsys.readouterr().err

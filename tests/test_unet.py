@@ -9,7 +9,7 @@ from config import PRESETS, ModelConfig
 from models import UNet
 from models.blocks import TIME_SCALE, ResidualBlock, SelfAttention, TimeEmbedding, attend
 
-TINY = asdict(ModelConfig(base_channels=8, emb_channels=16, num_classes=10))
+TINY = asdict(ModelConfig(image_channels=1, base_channels=8, emb_channels=16, num_classes=10))
 
 
 def build(**changes) -> UNet:
@@ -28,14 +28,14 @@ def nonzero(model: UNet) -> UNet:
 def test_every_preset_maps_an_image_to_one_of_its_shape(preset):
     c = PRESETS[preset]
     classes = 10 if c.model.num_classes else 0
-    model = UNet(**{**asdict(c.model), "num_classes": classes})
-    size = c.data.image_size or (32 if preset == "cifar10" else 28)
-    x = torch.randn(1, c.model.image_channels, size, size)
+    channels = 3 if preset == "cifar10" else 1
+    model = UNet(**{**asdict(c.model), "num_classes": classes, "image_channels": channels})
+    x = torch.randn(1, channels, *((28, 28) if preset in ("mnist", "smoke") else (32, 32)))
     assert model(x, torch.tensor([1])).shape == x.shape
 
 
 def test_the_original_has_its_macro_structure():
-    model = UNet(**asdict(PRESETS["original"].model))
+    model = UNet(**asdict(PRESETS["original"].override(image_channels=1).model))
     assert [level.blocks[0].conv1.out_channels for level in model.down] == [64, 128, 256, 512]
     assert [len(level.blocks) for level in model.down] == [2] * 4
     assert [len(level.blocks) for level in model.up] == [3] * 4

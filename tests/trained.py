@@ -8,11 +8,12 @@ import functools
 from pathlib import Path
 
 import pytest
+from faults import opener
 
 import data.datasets
 import train
+from data import ImageSet
 from data.digits import draw_digits
-from data.image_set import TensorSet
 from evaluation.features import LabeledImages, load_or_train
 from sample import TrainedModel, load
 
@@ -24,9 +25,9 @@ CLASSIFIER_STEPS = 30
 drawn = functools.cache(draw_digits)
 
 
-def open_few_digits(_root: Path, _size: int, train: bool, _download: bool) -> TensorSet:
+def open_few_digits(options: data.DataOptions, loading: data.Loading) -> tuple[ImageSet, ImageSet]:
     """Stands for ``digits`` in the registry."""
-    return TensorSet("", "drawn", 10, *drawn(train, SIZES[train]))
+    return opener({part: drawn(part, SIZES[part]) for part in SIZES})(options, loading)
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def trained(tmp_path_factory) -> Path:
         patch.setitem(data.datasets.DATASETS, "digits", open_few_digits)
         assert train.main(TRAIN) == 0
         assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
-        train_set, test_set = data.load_splits("digits", "", 28)
-    path = root / "classifiers" / f"digits_28_{train_set.fingerprint[:16]}.pt"
+        train_set, test_set = data.load_splits(data.DataOptions("digits"))
+    path = root / "classifiers" / f"digits_28x28_{train_set.fingerprint[:16]}.pt"
     images = (LabeledImages.of(part, len(part)) for part in (train_set, test_set))
     load_or_train(*images, 10, path, CLASSIFIER_STEPS)
     return root

@@ -63,9 +63,8 @@ class Logger:
         table = markdown(layers(model, self.state.config.image_shape))
         self.writer.add_text("layers", table, 0)
         self.writer.add_text("data", "  \n".join(report(train_set, test_set)), 0)
-        sheet = contact_sheet(train_set)
-        self.writer.add_image("data", sheet, 0)
-        save_picture(sheet, self.run.logs / SHEET)
+        self.writer.add_image("data", contact_sheet(train_set), 0)
+        save_contact_sheet(train_set, self.run.logs)
 
     def progress_bar(self) -> tqdm:
         """Of this epoch; disabled without a terminal and on ranks other than 0."""
@@ -164,6 +163,12 @@ def contact_sheet(train_set: ImageSet) -> Tensor:
     x_0, y = next(train_set.batches(chosen.sort().values, SHEET_IMAGES))
     titles = [train_set.class_names[label] for label in y.tolist()] if train_set.class_names else ()
     return images.grid(x_0, SHEET_COLUMNS, titles)
+
+
+def save_contact_sheet(train_set: ImageSet, folder: Path) -> str:
+    """Write it, and say where it is."""
+    save_picture(contact_sheet(train_set), folder / SHEET)
+    return f"images as the network gets them: {folder / SHEET}"
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
