@@ -109,7 +109,7 @@ def loop(task: Task, images: ImageSet) -> Loop:
 def silent_logger(state: TrainState) -> Logger:
     """That of train.py, which does all its work but writes nothing."""
     with TemporaryDirectory() as folder:
-        logger = Logger(Run(Path(folder), Path(folder)), state)
+        logger = Logger(Run(Path(folder), Path(folder)), state, ())
         logger.writer.close()
     logger.writer.failed = True  # as after a full disk
     return logger

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import measure, sampling, scaling, streaming
+from benchmarks import measure, sampling, scaling
 from benchmarks.baselines import LOOPS, Task, unet_of_diffusers
 from benchmarks.workers import workers
 from config import Config
@@ -52,7 +52,6 @@ def main() -> None:
     results["networks"] = {
         f"{preset}, {loop}": network(preset, loop) for preset in REPEATS for loop in NETWORKS
     }
-    results["streaming"] = stream(device, flags.quick)
     data = data_flags(flags.data_root)
     results["sampling"] = sample(device, flags.quick, data)
     results["start_up"] = measure.start_up(str(device), data)
@@ -136,19 +135,6 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
-def stream(device: torch.device, quick: bool) -> dict[str, Any]:
-    """Images per second at 64 x 64 from a folder of JPEGs and from memory."""
-    print("streaming", file=sys.stderr, flush=True)
-    batches, repeats = (2, 1) if quick else (50, 3)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = streaming.loops(Path(folder), device, batches)
-        actions = {name: lambda run=run: run(batches) for name, run in runs.items()}
-        times = measure.interleaved(actions, repeats, device)
-        images = batches * Task("mnist", "auto", device).config.train.batch_size
-        rates = {name: measure.spread([images / t for t in times[name]]) for name in times}
-        return rates | {"decoded by one process": streaming.decoding_rate(Path(folder))}
-
-
 def sample(device: torch.device, quick: bool, data: list[str]) -> dict[str, Any]:
     """Seconds to 64 images in a running process, and from typing to the picture on the disk."""
     print("sampling", file=sys.stderr, flush=True)
@@ -195,13 +181,6 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {s['steps'][name.split()[1]]} | {rate} |")
     lines += ["", "| from typing to | seconds |", "|---|---|"]
     lines += [f"| {name} | {t['median']:.1f} |" for name, t in results["start_up"].items()]
-    rates = results["streaming"]
-    lines += [
-        "",
-        f"64 x 64 from a folder: {rates['folder']['median']:.0f} images/s, from memory "
-        f"{rates['memory']['median']:.0f}; one process alone decodes "
-        f"{rates['decoded by one process']:.0f}",
-    ]
     lines += ["", *memory_table(results["memory"]), "", *parts_table(results["training"])]
     if any(row["preset"] == "original" for row in results["training"]):
         lines += [
