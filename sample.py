@@ -113,7 +113,7 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
 def share_of_images(num: int, ranks: Ranks) -> Tensor:
     """Which of the images 0 ... num - 1 this rank draws. ConfigError if that would be none."""
     check_range("--num", num, ranks.world, math.inf)
-    return ranks.part(torch.arange(num))
+    return ranks.share(torch.arange(num))
 
 
 def kept_states(steps: int, animate: bool) -> set[int]:

@@ -131,7 +131,7 @@ class TrainState:
         order = permutation(len(train_set), self.config.train.seed, epoch)
         batch_size = self.config.train.batch_size
         left = order[done * batch_size :][: most and most * batch_size]
-        return train_set.batches(left, batch_size, self.ranks.share)
+        return train_set.batches(left, batch_size, (self.ranks.rank, self.ranks.world))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
