@@ -35,7 +35,7 @@ from training.trained import (
 from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.files import whole_file
+from utils.files import new_folders, whole_file
 from utils.process import exit_code
 
 __all__ = ["TrainedModel", "load"]
@@ -106,8 +106,8 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
         states = generate(model, sampler, own, labels, **options, keep=keep, progress=bar.update)
     frames = [ranks.gather(x) for x in states]
     if ranks.first:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        write(frames, args)
+        with new_folders(args.folder):
+            write(frames, args)
 
 
 def share_of_images(num: int, ranks: Ranks) -> Tensor:
@@ -149,9 +149,8 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
             if path.exists() and not args.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         if ranks.first:
-            args.folder.mkdir(parents=True, exist_ok=True)
-            if not any(args.folder.iterdir()):
-                args.folder.rmdir()
+            with new_folders(args.folder):
+                pass
     except OSError as e:
         raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 
