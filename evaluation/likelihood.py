@@ -17,19 +17,19 @@ from diffusion.likelihood import TERMS
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
 
-GRID, BANDS = 5_000, 10  # points of the held-out loss, bands of t
+POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
 ERRORS = 1024  # training images from which the optimal variance is measured
 FITTED = 256  # training images to which the decoder's variance is fitted
 
 
 def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str, Row]:
-    """The training loss on a fixed grid of (test image, t, noise), by band of t."""
-    images = test[:GRID]
-    grid = HeldOut.of(images.x_0, images.labels, model.diffusion)
-    losses = held_out_losses(model.network, model.diffusion, grid).double()
+    """The training loss at fixed points (test image, t, noise), by band of t."""
+    images = test[:POINTS]
+    points = HeldOut.of(images.x_0, images.labels, model.diffusion)
+    losses = held_out_losses(model.network, model.diffusion, points).double()
     bands, rows = min(BANDS, max(1, len(images) // 2)), {}
-    for part, t in zip(losses.tensor_split(bands), grid.t.tensor_split(bands), strict=True):
+    for part, t in zip(losses.tensor_split(bands), points.t.tensor_split(bands), strict=True):
         rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
     rows["all"] = mean_and_error(losses)
     show(f"Held-out loss ({loss}) of {len(images)} test images", rows)
