@@ -86,11 +86,12 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         train_set, test_set = load_splits(data_options(opened.config), fingerprint, loading)
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
-    e = Evaluation(model, args, train_set, train, test)
     print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
     needed = "bits" in args.only or model.config.sample.variance == "optimal"
-    if needed and model.diffusion.x0_error is None:
-        likelihood.measure_x0_errors(model, train, model.config.sample.clip)
+    if needed and model.x0_error is None:
+        x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)
+        model = replace(model, x0_error=x0_error)
+    e = Evaluation(model, args, train_set, train, test)
     logs = runs.logs_of(model.path)
     if ranks.first:
         logs.mkdir(parents=True, exist_ok=True)  # fails before sampling, not after

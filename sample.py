@@ -34,7 +34,7 @@ from training.trained import (
 from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.files import whole_file
+from utils.files import new_folders, whole_file
 from utils.labels import match_classes
 from utils.process import exit_code
 
@@ -112,14 +112,14 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
         states = generate(model, sampler, own, labels, **options, keep=keep, progress=bar.update)
     frames = [ranks.gather(x) for x in states]
     if ranks.first:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        write(frames, args)
+        with new_folders(args.folder):
+            write(frames, args)
 
 
 def share_of_images(num: int, ranks: Ranks) -> Tensor:
     """Which of the images 0 ... num - 1 this rank draws. ConfigError if that would be none."""
     check_range("--num", num, ranks.world, math.inf)
-    return ranks.part(torch.arange(num))
+    return ranks.share(torch.arange(num))
 
 
 def kept_states(steps: int, animate: bool) -> set[int]:
@@ -157,9 +157,8 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
             if path.exists() and not args.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         if ranks.first:
-            args.folder.mkdir(parents=True, exist_ok=True)
-            if not any(args.folder.iterdir()):
-                args.folder.rmdir()
+            with new_folders(args.folder):
+                pass
     except OSError as e:
         raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 

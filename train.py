@@ -166,8 +166,8 @@ def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ..
     noise = torch.randn((size, *x_0.shape[1:]), device=device, generator=random)
     if null_label := state.model.num_classes:
         dropped = torch.rand(size, device=device, generator=random) < c.label_drop
-        y = y.masked_fill(ranks.part(dropped), null_label)
-    return ranks.part(t), ranks.part(weight), ranks.part(noise), y
+        y = y.masked_fill(ranks.share(dropped), null_label)
+    return ranks.share(t), ranks.share(weight), ranks.share(noise), y
 
 
 def backward(

@@ -252,7 +252,7 @@ def sampling_model(task: Task) -> DiffusionModel:
     model, diffusion = build(task.config)
     ema = PowerEMA(model, 13.0, 0.9999).to(task.device, memory_format=torch.channels_last)
     classes = task.config.model.num_classes
-    return DiffusionModel(ema, diffusion.to(task.device), task.config.image_shape, classes)
+    return DiffusionModel(ema, diffusion.to(task.device), task.config.image_shape, classes, None)
 
 
 LOOPS: dict[str, Callable[[Task], Loop]] = {

@@ -2,7 +2,7 @@
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
 from diffusion.generate import DiffusionModel, generate
-from diffusion.likelihood import Bound, bounds, last_variances, x0_errors
+from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
 from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
 from diffusion.validation import HeldOut, held_out_losses
@@ -14,6 +14,7 @@ __all__ = [
     "SCHEDULES",
     "VARIANCES",
     "Bound",
+    "Denoiser",
     "DiffusionModel",
     "GaussianDiffusion",
     "HeldOut",
@@ -23,7 +24,6 @@ __all__ = [
     "guided",
     "held_out_losses",
     "last",
-    "last_variances",
     "make_alphas",
     "make_diffusion",
     "options_of",

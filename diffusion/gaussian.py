@@ -49,7 +49,6 @@ class GaussianDiffusion:
         self.alpha_bar = self.alpha.cumprod(0)
         self.loss_weight = LOSSES[loss](self)
         self.density = timestep_density(self, loss)
-        self.x0_error: Tensor | None = None  # mean squared, of a network, (T + 1,): see x0_errors
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +58,11 @@ class GaussianDiffusion:
         """Move the arrays; returns itself."""
         for name in ("alpha", "alpha_bar", "loss_weight", "density"):
             setattr(self, name, getattr(self, name).to(device))
-        if self.x0_error is not None:
-            self.x0_error = self.x0_error.to(device)
         return self
+
+    def count_trained(self, t: int) -> int:
+        """The number of timesteps first_timestep ... t: the most steps from x_t to x_0."""
+        return t - self.first_timestep + 1
 
     def snr(self, t: Time) -> Tensor:
         """alpha_bar / (1 - alpha_bar), the signal-to-noise ratio; infinite at t = 0."""
@@ -133,6 +134,12 @@ class GaussianDiffusion:
         a, b = self.scales(t, x_t)
         return (x_t - b * prediction) / a if self.prediction == "eps" else a * x_t - b * prediction
 
+    def denoise(self, model: Model, x_t: Tensor, t: Time, clip: bool) -> Tensor:
+        """x̂_θ(x_t, t) by evaluating the network, (B, C, H, W); clip: to [-1, 1]."""
+        times = t if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
+        x_0 = self.predict_x0(model(x_t, times).to(x_t.dtype), x_t, t)  # from bfloat16
+        return x_0.clamp(-1, 1) if clip else x_0
+
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if the clean image is x_0 (Eq. 4 solved for eps)."""
         a, b = self.scales(t, x_t)
@@ -158,8 +165,7 @@ class GaussianDiffusion:
         offset = torch.rand((), device=self.device, generator=generator, dtype=torch.float64)
         u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
         t = torch.searchsorted(self.density.cumsum(0), u, right=True).clamp(max=self.timesteps)
-        count = self.timesteps - self.first_timestep + 1
-        return t, (1 / (count * self.density[t])).float()
+        return t, (1 / (self.count_trained(self.timesteps) * self.density[t])).float()
 
 
 def timestep_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:

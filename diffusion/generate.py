@@ -17,12 +17,14 @@ class DiffusionModel:
 
     network(x_t, t, y) predicts in the parameterization of ``diffusion``. image_shape: (C, H, W).
     num_classes: K labels 0 ... K - 1, and K for "no class"; 0: unconditional.
+    x0_error: the network's mean squared error of x_0 by t, (T + 1,), see x0_errors; None: unknown.
     """
 
     network: LabeledModel
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]
     num_classes: int
+    x0_error: Tensor | None
 
     def states(
         self,
@@ -44,7 +46,7 @@ class DiffusionModel:
         x_T = randn()  # also where x is given: the noise of the steps must not be that of x_T
         x = x_T if x is None else x
         yield x
-        yield from sampler(network, self.diffusion, x, grid, randn)
+        yield from sampler(network, self.diffusion, x, grid, randn, self.x0_error)
 
 
 def ignore(_images: int) -> None:

@@ -2,11 +2,10 @@
 
 -log p(x_0) <= L_T + sum of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) - log p(x_0 | x_t1)
 (Ho et al. 2020, Eq. 5) over the jumps t -> s of the grid that ``ddpm`` uses; t1 -> 0 is the last.
-``model(x_t, t, y)`` is the network; x_0 (N, C, H, W) lies in [-1, 1] and has 256 values.
+x_0 (N, C, H, W) lies in [-1, 1] and has 256 values; y (N,) are its labels.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,29 @@ CHUNK = 256  # images per network evaluation
 GROUPS = 32  # bins of t over which the error of x_0 is averaged
 HALF_BIN = 1 / 255  # half the width of one of a pixel's 256 values
 TERMS = 20  # KL terms sampled per image, where there are more
+Images = tuple[Tensor, Tensor]  # x_0, y
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """x̂_θ(x_t, t, y): a network with its process, and whether its estimates are clipped.
+
+    network(x_t, t, y) predicts in the parameterization of ``diffusion``. clip: to [-1, 1].
+    x0_error: mean squared error of the estimates by t, (T + 1,), see x0_errors; None: unknown.
+    """
+
+    network: LabeledModel
+    diffusion: GaussianDiffusion
+    clip: bool = True
+    x0_error: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The estimates of x_0 in x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
+        estimates, network = [], self.network
+        for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
+            x_0 = self.diffusion.denoise(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
+            estimates.append(x_0)
+        return torch.cat(estimates)
 
 
 @dataclass(frozen=True)
@@ -41,39 +63,32 @@ class Bound:
 
 @torch.no_grad()
 def bounds(
-    model: LabeledModel,
-    diffusion: GaussianDiffusion,
-    x_0: Tensor,
-    y: Tensor,
-    steps: int,
-    last_variances: Mapping[str, Tensor],
-    terms: int = TERMS,
-    clip: bool = True,
+    model: Denoiser, images: Images, fitted: Images, steps: int, terms: int = TERMS
 ) -> dict[str, Bound]:
-    """The bound for every variance in ``last_variances``, which has the decoder's sigma^2.
+    """The bound of the chain of so many steps, for each of VARIANCES.
 
-    An image takes one network evaluation for the decoder, and one for each KL term; where there
-    are more than ``terms`` of these, that many are sampled, in proportion to their expected size.
+    fitted: training images, from which the decoder's variance is computed. An image takes one
+    network evaluation for the decoder, and one for each KL term; where there are more than
+    ``terms`` of these, that many are sampled, in proportion to their expected size.
     """
+    (x_0, _), diffusion = images, model.diffusion
     generator = torch.Generator().manual_seed(0)
     grid = torch.tensor(uniform_grid(diffusion, steps), device=x_0.device)
     which, weight = sample_jumps(diffusion, grid, len(x_0), terms, generator)
     squared = torch.zeros(which.shape, dtype=torch.float64, device=x_0.device)
-
-    def estimate_at(j: Tensor) -> Tensor:
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        return estimate(model, diffusion, x_0, y, grid[j], noise, clip)
-
     for k in range(which.shape[1]):
-        squared[:, k] = (x_0 - estimate_at(which[:, k])).double().square().flatten(1).sum(1)
-    decoded = estimate_at(torch.full((len(x_0),), steps - 1, device=x_0.device))
+        estimates = estimate(model, images, grid[which[:, k]], generator)
+        squared[:, k] = (x_0 - estimates).double().square().flatten(1).sum(1)
+    decoded = estimate(model, images, grid[-2].expand(len(x_0)), generator)
 
     dimensions = x_0[0].numel()
     bits = dimensions * math.log(2)
     prior = prior_term(diffusion, x_0) / bits
     found = {}
-    for name, last_variance in last_variances.items():
-        kl = kl_terms(diffusion, name, grid[which], grid[which + 1], squared, dimensions)
+    for name, last_variance in last_variances(model, fitted, steps).items():
+        t, s = grid[which], grid[which + 1]
+        sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error)
+        kl = kl_terms(diffusion, sigma2, t, s, squared, dimensions)
         nll = discretised_nll(x_0, decoded, last_variance).flatten(1).sum(1)
         found[name] = Bound(prior, (weight * kl).sum(1) / bits, nll / bits)
     return found
@@ -100,22 +115,11 @@ def sample_jumps(
     return which, 1 / (terms * density[which])
 
 
-def estimate(
-    model: LabeledModel,
-    diffusion: GaussianDiffusion,
-    x_0: Tensor,
-    y: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    clip: bool,
-) -> Tensor:
-    """The network's estimates of x_0 in x_t ~ q(x_t | x_0), t (N,), in chunks; shaped as x_0."""
-    estimates = []
-    for x, labels, n, eps in zip(*(part.split(CHUNK) for part in (x_0, y, t, noise)), strict=True):
-        x_t = diffusion.q_sample(x, n, eps)
-        estimates.append(diffusion.predict_x0(model(x_t, n, labels).to(x.dtype), x_t, n))
-    estimates = torch.cat(estimates)
-    return estimates.clamp(-1, 1) if clip else estimates
+def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Generator) -> Tensor:
+    """x̂_θ in x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
+    x_0, y = images
+    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    return model(model.diffusion.q_sample(x_0, t, noise), t, y)
 
 
 def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
@@ -127,12 +131,11 @@ def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
 
 
 def kl_terms(
-    diffusion: GaussianDiffusion, variance: str, t: Tensor, s: Tensor, squared: Tensor, dims: int
+    diffusion: GaussianDiffusion, sigma2: Tensor, t: Tensor, s: Tensor, squared: Tensor, dims: int
 ) -> Tensor:
-    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from |x_0 - x_0 hat|^2 (any sigma^2)."""
-    model_variance = VARIANCES[variance](diffusion, t, s)
-    ratio = diffusion.posterior_variance(t, s) / model_variance
-    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / model_variance
+    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from |x_0 - x_0 hat|^2 and p's sigma^2."""
+    ratio = diffusion.posterior_variance(t, s) / sigma2
+    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / sigma2
     return (dims * (ratio - 1 - ratio.log()) + of_means) / 2
 
 
@@ -156,31 +159,24 @@ def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 # The variances of the last jump; the errors of x_0, from which "optimal" is computed.
 
 
-@torch.no_grad()
-def last_variances(
-    model: LabeledModel,
-    diffusion: GaussianDiffusion,
-    x_0: Tensor,
-    y: Tensor,
-    steps: int,
-    clip: bool = True,
-) -> dict[str, Tensor]:
-    """sigma^2 of the decoder for each of VARIANCES; "optimal" is fitted to training images x_0.
+def last_variances(model: Denoiser, fitted: Images, steps: int) -> dict[str, Tensor]:
+    """sigma^2 of the decoder for each of VARIANCES; "optimal" is that of the fitted images.
 
     The posterior variance is 0 at s = 0: that of the jump before is used (as in Ho et al.'s code),
     and where there is none, beta.
     """
+    (x_0, _), diffusion = fitted, model.diffusion
     t, s = (torch.tensor(n) for n in uniform_grid(diffusion, steps)[-2:])
     before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
     beta = diffusion.step_variance(t, s)
     posterior = beta if before is None else diffusion.posterior_variance(before, t)
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).to(x_0)
-    estimated = estimate(model, diffusion, x_0, y, t.expand(len(x_0)).to(x_0.device), noise, clip)
+    t = t.expand(len(x_0)).to(x_0.device)
+    estimated = estimate(model, fitted, t, torch.Generator().manual_seed(1))
     return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, estimated)}
 
 
 def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
-    """The maximum-likelihood sigma^2, by three successively finer grid searches."""
+    """The maximum-likelihood sigma^2, by three successively finer searches."""
     low, high = math.log(1e-8), math.log(4.0)
     for _ in range(3):
         candidates = torch.linspace(low, high, 17, dtype=torch.float64, device=x_0.device).exp()
@@ -191,19 +187,17 @@ def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def x0_errors(
-    model: LabeledModel, diffusion: GaussianDiffusion, x_0: Tensor, y: Tensor, clip: bool = True
-) -> Tensor:
+def x0_errors(model: Denoiser, images: Images) -> Tensor:
     """E |x_0 - x_0 hat(x_t, t)|^2 / dimension for every t, (T + 1,) float64; 0 at t = 0.
 
     One network evaluation per image, at t denser towards 0. What is averaged over neighbouring t is
     the error of v, 1 / (1 - alpha_bar) times that of x_0, as it varies little with t.
     """
+    (x_0, _), diffusion = images, model.diffusion
     first, T = diffusion.first_timestep, diffusion.timesteps
     u = (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
     t = (first + (T - first) * u**2).round().long()
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(2)).to(x_0)
-    estimated = estimate(model, diffusion, x_0, y, t, noise, clip)
+    estimated = estimate(model, images, t, torch.Generator().manual_seed(2))
     error = (x_0 - estimated).double().square().flatten(1).mean(1) / (1 - diffusion.alpha_bar[t])
     groups = min(GROUPS, len(x_0))
     at = torch.stack([part.double().mean() for part in t.tensor_split(groups)])

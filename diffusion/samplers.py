@@ -3,8 +3,9 @@
 All have one signature. ``model(x, t)`` is the denoising network; ``x`` starts as x_T (B, C, H, W);
 ``grid`` are the timesteps T = t_0 > ... > t_n = 0, with one network evaluation at each but the
 last; ``randn()`` returns standard normal noise of the batch's shape, so that the caller decides
-what the noise of an image depends on. Keyword-only arguments are options of this sampler. The last
-state is the clean image, and no noise is added to it.
+what the noise of an image depends on; ``x0_error`` is the network's mean squared error of x_0 by t,
+which the optimal variance needs (likelihood.x0_errors). Keyword-only arguments are options of this
+sampler. The last state is the clean image, and no noise is added to it.
 To add a sampler, write one function here, enter it in SAMPLERS and in config.SampleConfig.
 """
 
@@ -18,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion, Model, expand
+from diffusion.gaussian import GaussianDiffusion, Model, Time, expand
 
 Randn = Callable[[], Tensor]
 Grid = Sequence[int]
@@ -32,34 +33,36 @@ def ddpm(
     x: Tensor,
     grid: Grid,
     randn: Randn,
+    x0_error: Tensor | None = None,
     *,
     clip: bool = True,
     variance: str = "posterior",
 ) -> Iterator[Tensor]:
     """Ancestral sampling: Algorithm 2 of Ho et al. (2020), sigma^2 by a name in VARIANCES."""
     for t, s in pairwise(grid):
-        x_0 = denoise(model, diffusion, x, t, clip)
+        x_0 = diffusion.denoise(model, x, t, clip)
         x, _ = diffusion.posterior(x_0, x, t, s)
         if s > 0:
-            x = x + VARIANCES[variance](diffusion, t, s).sqrt() * randn()
+            x = x + VARIANCES[variance](diffusion, t, s, x0_error).sqrt() * randn()
         yield x
 
 
-def optimal_variance(diffusion: GaussianDiffusion, t: int, s: int) -> Tensor:
+def optimal_variance(
+    diffusion: GaussianDiffusion, t: Time, s: Time, x0_error: Tensor | None
+) -> Tensor:
     """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
 
     The posterior variance plus that of the network's error of x_0. ValueError if not measured.
     """
-    if diffusion.x0_error is None:
+    if x0_error is None:
         raise ValueError("--variance optimal needs the network's errors: see x0_errors")
-    error = diffusion.weight_of_x0(t, s) ** 2 * diffusion.x0_error[t]
-    return diffusion.posterior_variance(t, s) + error
+    return diffusion.posterior_variance(t, s) + diffusion.weight_of_x0(t, s) ** 2 * x0_error[t]
 
 
 # The choices of sigma^2 for a jump t -> s; the first two are of Ho et al. (2020), Sec. 3.2.
-VARIANCES: dict[str, Callable[[GaussianDiffusion, int, int], Tensor]] = {
-    "posterior": GaussianDiffusion.posterior_variance,
-    "beta": GaussianDiffusion.step_variance,
+VARIANCES: dict[str, Callable[[GaussianDiffusion, Time, Time, Tensor | None], Tensor]] = {
+    "posterior": lambda diffusion, t, s, _: diffusion.posterior_variance(t, s),
+    "beta": lambda diffusion, t, s, _: diffusion.step_variance(t, s),
     "optimal": optimal_variance,
 }
 
@@ -71,13 +74,15 @@ def ddim(
     x: Tensor,
     grid: Grid,
     randn: Randn,
+    x0_error: Tensor | None = None,
     *,
     clip: bool = True,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
     """Eqs. 12 and 16 of Song et al. (2021); eta = 0 is deterministic, 1 is ``ddpm``."""
+    del x0_error
     for t, s in pairwise(grid):
-        x_0 = denoise(model, diffusion, x, t, clip)
+        x_0 = diffusion.denoise(model, x, t, clip)
         noise = diffusion.predict_noise(x_0, x, t)
         alpha_bar = diffusion.alpha_bar[s]
         sigma2 = eta**2 * diffusion.posterior_variance(t, s)
@@ -94,6 +99,7 @@ def dpmpp(
     x: Tensor,
     grid: Grid,
     randn: Randn,
+    x0_error: Tensor | None = None,
     *,
     clip: bool = True,
 ) -> Iterator[Tensor]:
@@ -102,10 +108,10 @@ def dpmpp(
     lambda is half the log-SNR. Steps are even in t: even in lambda, a cosine schedule, which ends
     near SNR 0, would spend nearly half of 20 at t > 990. The last, onto x_0, is of first order.
     """
-    del randn
+    del randn, x0_error
     x_0_before, h_before = None, None
     for t, s in pairwise(grid):
-        x_0 = denoise(model, diffusion, x, t, clip)
+        x_0 = diffusion.denoise(model, x, t, clip)
         if s == 0:
             yield x_0
             return
@@ -139,11 +145,17 @@ class Sampler:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __call__(
-        self, model: Model, diffusion: GaussianDiffusion, x: Tensor, grid: Grid, randn: Randn
+        self,
+        model: Model,
+        diffusion: GaussianDiffusion,
+        x: Tensor,
+        grid: Grid,
+        randn: Randn,
+        x0_error: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The states after x, which is the state at ``grid[0]``; model(x, t), guided or not."""
         own = {name: getattr(self, name) for name in options_of(self.sampler)}
-        return SAMPLERS[self.sampler](model, diffusion, x, grid, randn, **own)
+        return SAMPLERS[self.sampler](model, diffusion, x, grid, randn, x0_error, **own)
 
     def guide(
         self,
@@ -164,13 +176,6 @@ def options_of(sampler: str) -> set[str]:
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def denoise(model: Model, diffusion: GaussianDiffusion, x: Tensor, t: int, clip: bool) -> Tensor:
-    """The network's estimate of x_0 in x_t, t the same for all; (B, C, H, W)."""
-    output = model(x, torch.full((len(x),), t, device=x.device))
-    x_0 = diffusion.predict_x0(output, x, t)
-    return x_0.clamp(-1, 1) if clip else x_0
-
-
 def uniform_grid(diffusion: GaussianDiffusion, steps: int, start: int | None = None) -> list[int]:
     """start = t_0 > ... > t_steps = 0, even in t; start defaults to T.
 
@@ -179,8 +184,9 @@ def uniform_grid(diffusion: GaussianDiffusion, steps: int, start: int | None = N
     start, first = diffusion.timesteps if start is None else start, diffusion.first_timestep
     if not first <= start <= diffusion.timesteps:
         raise ValueError(f"start must lie in {first}..{diffusion.timesteps}, got {start}")
-    if not 1 <= steps <= start - first + 1:
-        raise ValueError(f"steps must lie in 1..{start - first + 1}, got {steps}")
+    most = diffusion.count_trained(start)
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
     grid = torch.linspace(start, first - 1, steps + 1, dtype=torch.float64)
     return [*grid.round().long().tolist()[:-1], 0]
 

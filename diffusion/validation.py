@@ -1,4 +1,4 @@
-"""The held-out loss, on a fixed grid of (test image, t, noise): same weights, same number."""
+"""The held-out loss, at fixed points (test image, t, noise): same weights, same number."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -14,7 +14,7 @@ CHUNK = 256  # images per network evaluation
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Test images x_0 (N, C, H, W) with labels y (N,), each with its t (N,) and its noise."""
+    """Points: test images x_0 (N, C, H, W) with labels y (N,), each with its t (N,) and noise."""
 
     x_0: Tensor
     y: Tensor
@@ -30,10 +30,9 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out_losses(model: LabeledModel, diffusion: GaussianDiffusion, grid: HeldOut) -> Tensor:
-    """The training loss at every point of the grid (N,), in the order of t; model(x, t, y)."""
-    losses = []
-    for i in range(0, len(grid.t), CHUNK):
-        x_0, y, t, noise = (part[i : i + CHUNK] for part in (grid.x_0, grid.y, grid.t, grid.noise))
+def held_out_losses(model: LabeledModel, diffusion: GaussianDiffusion, points: HeldOut) -> Tensor:
+    """The training loss at every point (N,), in the order of t; model(x, t, y)."""
+    losses, parts = [], (points.x_0, points.y, points.t, points.noise)
+    for x_0, y, t, noise in zip(*(part.split(CHUNK) for part in parts), strict=True):
         losses.append(diffusion.losses(lambda x, t, y=y: model(x, t, y), x_0, t, noise))
     return torch.cat(losses)

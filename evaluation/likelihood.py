@@ -5,31 +5,31 @@ import math
 from torch import Tensor
 
 from diffusion import (
+    Denoiser,
     DiffusionModel,
     HeldOut,
     Sampler,
     bounds,
     held_out_losses,
-    last_variances,
     x0_errors,
 )
 from diffusion.likelihood import TERMS
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
 
-GRID, BANDS = 5_000, 10  # points of the held-out loss, bands of t
+POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
 ERRORS = 1024  # training images from which the optimal variance is measured
 FITTED = 256  # training images to which the decoder's variance is fitted
 
 
 def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str, Row]:
-    """The training loss on a fixed grid of (test image, t, noise), by band of t."""
-    images = test[:GRID]
-    grid = HeldOut.of(images.x_0, images.labels, model.diffusion)
-    losses = held_out_losses(model.network, model.diffusion, grid).double()
+    """The training loss at fixed points (test image, t, noise), by band of t."""
+    images = test[:POINTS]
+    points = HeldOut.of(images.x_0, images.labels, model.diffusion)
+    losses = held_out_losses(model.network, model.diffusion, points).double()
     bands, rows = min(BANDS, max(1, len(images) // 2)), {}
-    for part, t in zip(losses.tensor_split(bands), grid.t.tensor_split(bands), strict=True):
+    for part, t in zip(losses.tensor_split(bands), points.t.tensor_split(bands), strict=True):
         rows[f"t = {t[0]} ... {t[-1]}"] = mean_and_error(part)
     rows["all"] = mean_and_error(losses)
     show(f"Held-out loss ({loss}) of {len(images)} test images", rows)
@@ -41,15 +41,13 @@ def mean_and_error(values: Tensor) -> Row:
     return {"loss": values.mean().item(), "se": (values.std() / math.sqrt(len(values))).item()}
 
 
-def measure_x0_errors(model: DiffusionModel, train: LabeledImages, clip: bool) -> None:
-    """Set the errors of x_0 that --variance optimal needs.
+def measured_x0_error(model: DiffusionModel, train: LabeledImages, clip: bool) -> Tensor:
+    """The errors of x_0 that --variance optimal needs, (T + 1,).
 
     Without guidance: the optimal variance is exact there alone.
     """
     images = train[:ERRORS]
-    model.diffusion.x0_error = x0_errors(
-        model.network, model.diffusion, images.x_0, images.labels, clip
-    )
+    return x0_errors(Denoiser(model.network, model.diffusion, clip), (images.x_0, images.labels))
 
 
 def bits_per_dim(
@@ -63,21 +61,20 @@ def bits_per_dim(
 
     all_terms: evaluate every KL term of every image, instead of an importance sample.
     """
-    diffusion, clip = model.diffusion, sampler.clip
+    diffusion = model.diffusion
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         labels = y if model.num_classes else None
         return sampler.guide(model.network, labels, model.num_classes, diffusion)(x, t)
 
-    images, fitted = test[:BITS], train[:FITTED]
-    every = diffusion.timesteps - diffusion.first_timestep + 1
+    denoiser = Denoiser(network, diffusion, sampler.clip, model.x0_error)
+    images, fitted = ((part.x_0, part.labels) for part in (test[:BITS], train[:FITTED]))
+    count, every = len(images[0]), diffusion.count_trained(diffusion.timesteps)
     found = {}
     for steps in sorted({every, sampler.steps}, reverse=True):
-        last = last_variances(network, diffusion, fitted.x_0, fitted.labels, steps, clip)
-        terms = every if all_terms else TERMS
-        parts = bounds(network, diffusion, images.x_0, images.labels, steps, last, terms, clip)
+        parts = bounds(denoiser, images, fitted, steps, every if all_terms else TERMS)
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
-        title = f"Bits per dimension of {len(images)} test images, ancestral chain of {steps} steps"
+        title = f"Bits per dimension of {count} test images, ancestral chain of {steps} steps"
         show(title, found[f"{steps} steps"])
     if sampler.sampler != "ddpm":
         print(f"{sampler.sampler} has no bound; these are of ddpm's chain")

@@ -1,5 +1,7 @@
-"""A network as a table of its layers."""
+"""A network as a table of its layers, and what its modules return as they run."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,20 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     parameters: int
     flops: int
+
+
+@contextmanager
+def watched(model: nn.Module, note: Callable[[str, object], None]) -> Iterator[None]:
+    """Within it, note(name, output) is called after every module; "" is the network itself."""
+    hooks = [
+        module.register_forward_hook(lambda _m, _x, output, name=name: note(name, output))
+        for name, module in model.named_modules()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
@@ -29,18 +45,10 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
         called.setdefault(name, tuple(output.shape[1:]))
 
     modules = dict(model.named_modules())
-    hooks = [
-        module.register_forward_hook(lambda _m, _x, output, name=name: note(name, output))
-        for name, module in modules.items()
-    ]
     device = next(model.parameters()).device
     x, t = (torch.zeros(1, *image_shape, device=device), torch.ones(1, device=device).long())
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(x, t)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(model, note), FlopCounterMode(display=False) as counter:
+        model(x, t)
     flops = {name: sum(own.values()) for name, own in counter.get_flop_counts().items()}
     rows = [
         Layer(name, shape, size(modules[name]), flops.get(f"{type(model).__name__}.{name}", 0))

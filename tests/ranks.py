@@ -70,7 +70,7 @@ def free_port() -> int:
 
 def same_noise(_: int) -> None:
     """A fault: every rank takes the first rows of what is sampled for the global batch."""
-    Ranks.part = lambda ranks, rows: rows[: len(share(rows, ranks.rank, ranks.world))]
+    Ranks.share = lambda ranks, rows: rows[: len(share(rows, ranks.rank, ranks.world))]
 
 
 def other_images(_: int) -> None:

@@ -227,7 +227,7 @@ def test_the_parts_of_all_ranks_are_the_batch():
         assert [len(part) for part in rows] == ([11, 11, 11] if len(batch) == 33 else [1, 0, 0])
         assert torch.equal(torch.cat(rows), batch)
     batch = torch.randn(7, 2)
-    split = [Ranks(rank, 3).part(batch) for rank in range(3)]
+    split = [Ranks(rank, 3).share(batch) for rank in range(3)]
     assert torch.equal(torch.cat(split), batch)
     assert [len(part) for part in split] == [3, 2, 2]
 

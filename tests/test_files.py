@@ -1,10 +1,11 @@
 """A file has its name when it is whole; before, and after an error, the old one has it."""
 
 import os
+from contextlib import suppress
 
 import pytest
 
-from utils.files import remove_partial, whole_file
+from utils.files import new_folders, remove_partial, whole_file
 
 
 def test_a_file_takes_its_name_at_the_end(tmp_path):
@@ -38,6 +39,20 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as error, whole_file(path):
         pass
     assert error.value.filename == str(path)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", f"a/{'x' * 300}"])
+def test_new_folders_stay_only_with_something_in_them(tmp_path, name):
+    with suppress(OSError), new_folders(tmp_path / name):  # the last name is too long
+        pass
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyError), new_folders(tmp_path / "a/b/c"):
+        raise KeyError
+    assert [str(path) for path in tmp_path.rglob("*")] == [str(tmp_path / "a")]  # as before
+    with new_folders(tmp_path / "a/b/c"):
+        (tmp_path / "a/b/file").write_text("")
+    assert os.listdir(tmp_path / "a/b") == ["file"]  # control
 
 
 def test_only_what_is_half_written_is_removed(tmp_path):

@@ -16,8 +16,8 @@ from gaussian_world import GaussianWorld
 from torch.distributions import Normal
 
 from diffusion import (
+    Denoiser,
     GaussianDiffusion,
-    last_variances,
     likelihood,
     make_alphas,
     uniform_grid,
@@ -64,9 +64,8 @@ def true_bits(diffusion):
 
 def bound(diffusion, steps, model=None, **choices):
     model = model or network(diffusion)
-    x, y = images()
-    last = last_variances(model, diffusion, *images(seed=101), steps, clip=False)
-    found = bounds(model, diffusion, x, y, steps, last, clip=False, **choices)
+    denoiser = Denoiser(model, diffusion, clip=False, x0_error=unknown(diffusion))
+    found = bounds(denoiser, images(), images(seed=101), steps, **choices)
     return {name: parts.summary() for name, parts in found.items()}
 
 
@@ -75,7 +74,6 @@ def bound(diffusion, steps, model=None, **choices):
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 199])
 def test_the_bound_of_the_true_reverse_process_is_the_entropy(steps, prediction, first):
     diffusion = process(prediction=prediction, first_timestep=first)
-    diffusion.x0_error = unknown(diffusion)
     found = bound(diffusion, steps)["optimal"]
     assert found["se"] < 0.04
     assert found["total"] == pytest.approx(true_bits(diffusion), abs=3 * found["se"] + 0.003)
@@ -84,7 +82,6 @@ def test_the_bound_of_the_true_reverse_process_is_the_entropy(steps, prediction,
 def test_a_prior_that_x_T_does_not_reach_costs_what_it_says():
     """A short schedule, stopped early: L_T is no longer negligible, and the sum is still right."""
     diffusion = GaussianDiffusion(make_alphas("linear", 1000)[:300], prediction="eps")
-    diffusion.x0_error = unknown(diffusion)
     found = bound(diffusion, 30, terms=30)["optimal"]
     assert found["prior"] > 0.05
     assert found["total"] == pytest.approx(true_bits(diffusion), abs=3 * found["se"] + 0.003)
@@ -93,7 +90,6 @@ def test_a_prior_that_x_T_does_not_reach_costs_what_it_says():
 def test_the_other_variances_and_a_wrong_network_cost_bits():
     """The control of the laws above."""
     diffusion = process()
-    diffusion.x0_error = unknown(diffusion)
     found, wrong = bound(diffusion, 10), bound(diffusion, 10, network(diffusion, m=M + 0.1))
     for name in ("posterior", "beta"):
         assert found[name]["total"] > true_bits(diffusion) + 0.2
@@ -105,7 +101,6 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
     excess = []
     for T in (10, 100, 1000):
         diffusion = process(T=T)
-        diffusion.x0_error = unknown(diffusion)
         found = bound(diffusion, T, terms=64)["beta"]
         excess.append(found["total"] - true_bits(diffusion))
     assert excess[0] > 0.5
@@ -116,7 +111,6 @@ def test_beta_reaches_the_entropy_as_steps_become_fine():
 @pytest.mark.parametrize("first", [1, 2])
 def test_the_drawn_terms_are_those_of_all_on_average(first):
     diffusion = process(T=60, first_timestep=first)
-    diffusion.x0_error = unknown(diffusion)
     steps = 60 - first + 1
     some, every = bound(diffusion, steps, terms=4), bound(diffusion, steps, terms=60)
     for name in VARIANCES:
@@ -144,17 +138,15 @@ def test_the_optimal_variance_never_has_a_worse_bound(schedule, steps):
     x, y = images(1000)
     y = torch.arange(1000) % 2
     model = Imperfect(diffusion)
-    diffusion.x0_error = x0_errors(model, diffusion, x, y)
-    last = last_variances(model, diffusion, x, y, steps)
-    found = {
-        k: v.summary() for k, v in bounds(model, diffusion, x, y, steps, last, terms=99).items()
-    }
+    denoiser = Denoiser(model, diffusion, x0_error=x0_errors(Denoiser(model, diffusion), (x, y)))
+    found = bounds(denoiser, (x, y), (x, y), steps, terms=99)
+    found = {name: parts.summary() for name, parts in found.items()}
     assert found["optimal"]["total"] <= min(found[k]["total"] for k in ("posterior", "beta")) + 1e-3
 
 
 def test_the_measured_errors_are_the_true_ones():
     diffusion = process("linear", T=1000)
-    found = x0_errors(network(diffusion), diffusion, *images(2048), clip=False)
+    found = x0_errors(Denoiser(network(diffusion), diffusion, clip=False), images(2048))
     ratio = (found / unknown(diffusion))[2:]
     assert found[0] == 0
     assert found.shape == (1001,)
@@ -164,7 +156,7 @@ def test_the_measured_errors_are_the_true_ones():
 def test_few_images_give_errors_too():
     diffusion = process()
     for n in (1, 2, 40):
-        found = x0_errors(network(diffusion), diffusion, *images(n))
+        found = x0_errors(Denoiser(network(diffusion), diffusion), images(n))
         assert found.isfinite().all()
         assert (found[1:] > 0).all()
 
@@ -173,7 +165,6 @@ def test_few_images_give_errors_too():
 def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(steps):
     """Every state has the distribution of x_t; with the posterior's variance it is too narrow."""
     diffusion = process(T=100)
-    diffusion.x0_error = unknown(diffusion)
     world, g = GaussianWorld(diffusion, M, S), torch.Generator().manual_seed(0)
 
     def randn():
@@ -183,7 +174,8 @@ def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(step
     t = grid[-2]
     spread = {}
     for variance in VARIANCES:
-        states = ddpm(world, diffusion, randn(), grid, randn, clip=False, variance=variance)
+        options = {"x0_error": unknown(diffusion), "clip": False, "variance": variance}
+        states = ddpm(world, diffusion, randn(), grid, randn, **options)
         spread[variance] = list(states)[-2].std() / world.std(t)
     assert spread["optimal"] == pytest.approx(1, abs=0.015)
     assert spread["posterior"] < 0.985 or steps == 2
@@ -191,7 +183,7 @@ def test_sampling_with_the_optimal_variance_is_exact_in_any_number_of_steps(step
 
 def test_without_measured_errors_there_is_no_optimal_variance():
     with pytest.raises(ValueError, match="network's errors"):
-        VARIANCES["optimal"](process(), 5, 4)
+        VARIANCES["optimal"](process(), 5, 4, None)
 
 
 @pytest.mark.parametrize("mean", [-2.0, -1.0, 0.1, 0.999, 3.0])
@@ -221,7 +213,6 @@ def test_the_fitted_variance_is_that_of_the_errors():
 
 def test_the_chunks_do_not_matter(monkeypatch):
     diffusion = process()
-    diffusion.x0_error = unknown(diffusion)
     whole = bound(diffusion, 20)
     monkeypatch.setattr(likelihood, "CHUNK", 7)
     parts = bound(diffusion, 20)

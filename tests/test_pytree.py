@@ -17,6 +17,7 @@ TREE = {
     "best": None,
 }
 WEIGHTS = TREE["model"]["w"]
+BY_NUMBER = "optimizer.0 key"
 
 
 def one_bit(weights: torch.Tensor) -> torch.Tensor:
@@ -43,6 +44,10 @@ def one_bit(weights: torch.Tensor) -> torch.Tensor:
         (lambda tree: tree["optimizer"][0].update({0: {}}), "optimizer.0.0.momentum"),
         (lambda tree: tree["optimizer"][0].pop(1), "optimizer.0.1"),
         (lambda tree: tree["optimizer"].append({}), "optimizer.1"),
+        (lambda tree: tree["optimizer"][0].update({"1": tree["optimizer"][0].pop(1)}), BY_NUMBER),
+        (lambda tree: tree["optimizer"][0].update({0: tree["optimizer"][0].pop(0)}), BY_NUMBER),
+        (lambda tree: tree["model"].update(w=tree["model"].pop("w")), "model key"),
+        (lambda tree: tree.update(step=tree.pop("step")), "key"),
         (
             lambda tree: tree["optimizer"][0][0].update(momentum=-torch.zeros(4, 4)),
             "optimizer.0.0.momentum",  # -0.0 against 0.0
@@ -63,6 +68,14 @@ def test_only_what_differs_is_named():
     other = copy.deepcopy(TREE)
     other["step"], other["model"]["w"] = 4, one_bit(WEIGHTS)
     assert differing(TREE, other) == ["step", "model.w"]
+
+
+def test_values_whose_keys_look_alike_are_not_mistaken_for_each_other():
+    tree = {0: 1, "0": 2}
+    assert differing(tree, {0: 1, "0": 2}) == []
+    for other in ({0: 3, "0": 2}, {0: 1, "0": 3}, {0: 2, "0": 1}):
+        assert differing(tree, other) == ["0"]
+    assert differing(tree, {"0": 1, 0: 2}) == ["key"]
 
 
 def test_the_layout_in_memory_and_nan_do_not_matter():

@@ -117,7 +117,7 @@ def test_classes_and_guidance(draw):
     ids=" ".join,
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(trained, tmp_path, capsys, argv):
-    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "out")]
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "a/b/c")]
     try:
         code = sample.main([*flags, *argv])
     except SystemExit as e:
@@ -148,7 +148,7 @@ def test_ctrl_c_while_sampling_leaves_nothing(trained, tmp_path, monkeypatch, ca
         raise AssertionError("the signal did not come")
 
     monkeypatch.setattr(sample, "generate", interrupted)
-    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "out")]
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "a/b/c")]
     assert sample.main(flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

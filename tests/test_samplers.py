@@ -10,8 +10,10 @@ from gaussian_world import GaussianWorld
 from diffusion import (
     PREDICTIONS,
     SAMPLERS,
+    DiffusionModel,
     GaussianDiffusion,
     Sampler,
+    generate,
     guided,
     last,
     make_alphas,
@@ -265,6 +267,30 @@ def test_from_x_t_below_T_samplers_return_the_distribution(sampler):
     assert x.std().item() == pytest.approx(0.1, abs=0.004)
     wrong = last(SAMPLERS[sampler](world, diffusion, randn(), grid, randn, clip=False))
     assert abs(wrong.mean().item() - 0.3) > 0.004  # control: noise is not x_400
+
+
+def in_batches(network, sampler, size):
+    """Eleven images, guided, in batches of this size."""
+    diffusion = process(50)
+    model = DiffusionModel(network, diffusion, (1, 5, 5), 10, None)
+    settings = Sampler(sampler, 6, eta=0.5, guidance=3.0, guidance_interval=(0.2, 0.8))
+    return generate(model, settings, range(11), torch.arange(11) % 10, batch_size=size)[0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_bits_of_a_guided_image_do_not_depend_on_its_batch(sampler):
+    """Where those of the network do not: its every operation is of one pixel."""
+
+    def network(x, t, y):
+        return x * (0.5 + y.view(-1, 1, 1, 1) / 30) + t.view(-1, 1, 1, 1) / 100
+
+    def mixing(x, t, y):
+        return network(x, t, y) - 1e-6 * x.mean()
+
+    whole, mixed = (in_batches(n, sampler, 11) for n in (network, mixing))
+    for size in (1, 2, 3, 10):
+        assert torch.equal(in_batches(network, sampler, size), whole)
+        assert not torch.equal(in_batches(mixing, sampler, size), mixed)  # control
 
 
 def test_guidance_extrapolates_from_no_class_to_the_class():

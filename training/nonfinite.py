@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from config import ConfigError
 from data import ImageSet
+from models.summary import watched
 from training.state import TrainState
 from utils import checkpoint
 from utils.errors import StoppedError
@@ -110,16 +111,8 @@ def non_finite_outputs(model: nn.Module) -> Iterator[list[str]]:
     found: list[str] = []
 
     def check(name: str, output: object) -> None:
-        if isinstance(output, Tensor) and not output.isfinite().all():
+        if name and isinstance(output, Tensor) and not output.isfinite().all():
             found.append(name)
 
-    hooks = [
-        module.register_forward_hook(lambda _m, _x, output, name=name: check(name, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
+    with watched(model, check):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -28,7 +28,7 @@ class Resumed:
     """The checkpoint that a run continues from."""
 
     path: Path
-    ckpt: dict[str, Any]
+    ckpt: dict[str, Any]  # its content; the weights only until TrainState.load takes them out
     damaged: tuple[Path, ...] = ()  # newer ones, which --resume auto skipped
     changes: tuple[str, ...] = ()  # settings typed differently, a line each
     reschedule: bool = False  # one of them is in SCHEDULE

@@ -60,6 +60,7 @@ class TrainState:
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
     best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
+    x0_error: Tensor | None = None  # of the EMA weights by t, (T + 1,), where it was measured
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
     saved: Path | None = None  # the newest checkpoint
@@ -131,7 +132,7 @@ class TrainState:
         order = permutation(len(train_set), self.config.train.seed, epoch)
         batch_size = self.config.train.batch_size
         left = order[done * batch_size :][: most and most * batch_size]
-        return train_set.batches(left, batch_size, self.ranks.share)
+        return train_set.batches(left, batch_size, (self.ranks.rank, self.ranks.world))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -143,20 +144,24 @@ class TrainState:
             "scheduler": self.schedule and asdict(self.schedule),
             "best": self.best,
             "changes": self.changes,
-            "x0_error": self.diffusion.x0_error if self.epoch_finished else None,  # else stale
+            "x0_error": self.x0_error if self.epoch_finished else None,  # else stale
             "by_quarter": self.loss_by_quartile,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
         }
 
     def load(self, resumed: Resumed) -> None:
-        """CheckpointError with the first differences where the checkpoint does not fit."""
+        """Restore, and take the weights out of resumed.ckpt, so that they are in memory once.
+
+        CheckpointError with the first differences where the checkpoint does not fit.
+        """
         path, ckpt = resumed.path, resumed.ckpt
         for name, module in (("model", self.model), ("ema", self.ema)):
-            checkpoint.check_fits(path, name, ckpt[name], module.state_dict())
-            module.load_state_dict(ckpt[name])
+            weights = ckpt.pop(name)
+            checkpoint.check_fits(path, name, weights, module.state_dict())
+            module.load_state_dict(weights)
         try:
-            for optimizer, saved in zip(self.optimizers, ckpt["optimizer"], strict=True):
+            for optimizer, saved in zip(self.optimizers, ckpt.pop("optimizer"), strict=True):
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e

@@ -73,12 +73,12 @@ class TrainedModel(DiffusionModel):
         if x is not None:
             x = self.images("x", x, num)
         if start is not None and "steps" not in settings:  # as train.py caps the default
-            trained = self.timesteps("start", start, 1)[0].item() - self.first_timestep + 1
-            settings["steps"] = max(1, min(self.config.sample.steps, trained))
+            most = self.diffusion.count_trained(self.timesteps("start", start, 1).item())
+            settings["steps"] = max(1, min(self.config.sample.steps, most))
         config = self.config.override(**settings)
         config.check()
         config.check_sampling(settings)
-        check_x0_error(config, self.path, self.config.sample.clip, self.diffusion.x0_error)
+        check_x0_error(config, self.path, self.config.sample.clip, self.x0_error)
         labels = repeat_labels(classes, num, self.class_names)
         sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
         try:
@@ -102,8 +102,9 @@ class TrainedModel(DiffusionModel):
         t = self.timesteps("t", t, len(x))
         labels = None if classes is None else repeat_labels(classes, len(x), self.class_names)
         labels = labels if labels is None else labels.to(self.device)
-        x_0 = self.diffusion.predict_x0(self.network(x, t, labels), x, t)
-        return (x_0.clamp(-1, 1) if self.config.sample.clip else x_0).to(x_t.device)
+        network, clip = self.network, self.config.sample.clip
+        x_0 = self.diffusion.denoise(lambda x, t: network(x, t, labels), x, t, clip)
+        return x_0.to(x_t.device)
 
     def noise(self, x_0: Tensor, t: Tensor | int, seed: int = 0) -> Tensor:
         """x_t ~ q(x_t | x_0) (Eq. 4), (N, C, H, W); t in 1 ... T: an int or (N,) int.
@@ -115,10 +116,6 @@ class TrainedModel(DiffusionModel):
         t = self.timesteps("t", t, len(x))
         noise = image_noise(seed, range(len(x)), self.image_shape, self.device, "q_sample")()
         return self.diffusion.q_sample(x, t, noise).to(x_0.device)
-
-    @property
-    def first_timestep(self) -> int:
-        return self.diffusion.first_timestep
 
     def images(self, name: str, x: Tensor, num: int) -> Tensor:
         """x as float32 (num, C, H, W). ConfigError for another shape or type, or no image."""
@@ -159,7 +156,7 @@ class OpenCheckpoint:
     """A verified checkpoint, and its configuration with the command line's overrides."""
 
     path: Path
-    content: dict[str, Any]
+    content: dict[str, Any]  # without network and optimizer; "ema" until model() takes it out
     config: Config
 
     @property
@@ -176,18 +173,21 @@ class OpenCheckpoint:
         return tuple(names) if self.config.model.num_classes else ()
 
     def model(self, device: torch.device) -> TrainedModel:
-        """The EMA network and the process. Raises ConfigError, CheckpointError."""
-        c = self.config
+        """The EMA network and the process, once: the weights are taken out of the content.
+
+        Raises ConfigError, CheckpointError.
+        """
+        c, weights = self.config, self.content.pop("ema")
         network, diffusion = build(c)
         ema = PowerEMA(network, c.train.ema_power, c.train.ema_decay)
-        checkpoint.check_fits(self.path, "ema", self.content["ema"], ema.state_dict())
-        ema.load_state_dict(self.content["ema"])
-        diffusion.x0_error = self.x0_error
+        checkpoint.check_fits(self.path, "ema", weights, ema.state_dict())
+        ema.load_state_dict(weights)
         return TrainedModel(
             ema.to(device, memory_format=torch.channels_last),
             diffusion.to(device),
             c.image_shape,
             c.model.num_classes,
+            None if self.x0_error is None else self.x0_error.to(device),
             c,
             self.path,
             self.content["step"],
@@ -201,6 +201,7 @@ def open_checkpoint(
     """Load a checkpoint, apply overrides. Raises CheckpointError, ConfigError."""
     path = checkpoint.find(where, Path(run_root))
     content = checkpoint.load(path)
+    del content["model"], content["optimizer"]  # most of its memory; sampling needs neither
     config = Config.from_dict(content["config"]).override(**typed)
     config.check()
     config.check_sampling(typed)

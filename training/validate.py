@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from data import ImageSet
-from diffusion import DiffusionModel, HeldOut, Sampler, generate, held_out_losses, x0_errors
+from diffusion import (
+    Denoiser,
+    DiffusionModel,
+    HeldOut,
+    Sampler,
+    generate,
+    held_out_losses,
+    x0_errors,
+)
 from training.state import TrainState
 from utils.devices import autocast
 from utils.seeding import permutation
@@ -30,10 +38,10 @@ class Validation:
         At the end of the run, or where samples need them now, also the network's errors of x_0.
         """
         sample, diffusion = state.config.sample, state.diffusion
-        diffusion.x0_error = None
+        state.x0_error = None
         if state.finished or sample.variance == "optimal":  # in float32, as sample.py samples
-            x_0, y = subset(self.train_set, ERRORS)
-            diffusion.x0_error = x0_errors(state.ema, diffusion, x_0, y, sample.clip)
+            denoiser = Denoiser(state.ema, diffusion, sample.clip)
+            state.x0_error = x0_errors(denoiser, subset(self.train_set, ERRORS))
         with autocast(state.device, state.config.train.precision):
             loss = held_out_losses(state.ema, diffusion, self.held_out).mean().item()
             states = preview(state)
@@ -50,7 +58,8 @@ def subset(image_set: ImageSet, count: int) -> tuple[Tensor, Tensor]:
 def preview(state: TrainState) -> list[Tensor]:
     """x_T ... x_0 of PREVIEW samples, from the same noise every time; (PREVIEW, C, H, W) each."""
     config, classes = state.config, state.config.model.num_classes
-    model = DiffusionModel(state.ema, state.diffusion, config.image_shape, classes)
+    shape = config.image_shape
+    model = DiffusionModel(state.ema, state.diffusion, shape, classes, state.x0_error)
     sampler, labels = Sampler(**asdict(config.sample)), None
     if classes:
         labels = torch.arange(PREVIEW) % classes

@@ -51,12 +51,7 @@ class Ranks:
         """For tqdm's ``disable``: the first rank has a bar where its output is a terminal."""
         return None if self.first else True
 
-    @property
-    def share(self) -> tuple[int, int]:
-        """Which of how many parts are this rank's."""
-        return self.rank, self.world
-
-    def part(self, rows: Tensor) -> Tensor:
+    def share(self, rows: Tensor) -> Tensor:
         """This rank's rows; the first ranks have one more where they cannot be shared evenly."""
         return share(rows, self.rank, self.world)
 

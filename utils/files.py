@@ -38,6 +38,22 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folders(folder: Path) -> Iterator[None]:
+    """Make the folder and those around it; what is new and still empty at the end goes again.
+
+    Raises OSError where it cannot be made.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in new:  # from the inside
+            with suppress(OSError):  # not empty, or it was never made
+                path.rmdir()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -20,7 +20,7 @@ def children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The keys and values of a dict, the items of a list or tuple; nothing of the rest."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"{name}.{key} key".lstrip("."), key
+            yield f"{name} key".lstrip(), key
             yield f"{name}.{key}".lstrip("."), item
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
@@ -52,17 +52,22 @@ def digest(content: Any) -> str:
 
 
 def differing(a: Any, b: Any) -> list[str]:
-    """The names of the leaves that are not equal bit for bit, or are in one of the two alone."""
-    leaves = [
-        {
-            name: digest(value)
-            for name, value in walk(tree)
-            if not (isinstance(value, dict | list) and value)  # an empty one is a leaf too
-        }
-        for tree in (a, b)
-    ]
-    names = dict.fromkeys([*leaves[0], *leaves[1]])
-    return [name for name in names if leaves[0].get(name) != leaves[1].get(name)]
+    """The names of the leaves that are not equal bit for bit, or are in one of the two alone.
+
+    "model key" is named where the keys of ``model`` differ in number, type or order.
+    """
+    first, second = leaves(a), leaves(b)
+    names = dict.fromkeys([*first, *second])
+    return [name for name in names if first.get(name) != second.get(name)]
+
+
+def leaves(content: Any) -> dict[str, list[str]]:
+    """The digests of the leaves by name; all keys of a dict have one name, as 0 and "0" may."""
+    found: dict[str, list[str]] = {}
+    for name, value in walk(content):
+        if not (isinstance(value, dict | list) and value):  # an empty one is a leaf too
+            found.setdefault(name, []).append(digest(value))
+    return found
 
 
 def not_finite(content: Any) -> str | None:
