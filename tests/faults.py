@@ -29,7 +29,8 @@ from PIL import Image
 import data.datasets
 import train
 from data.digits import draw_digits
-from evaluation.features import LabeledImages, load_or_train
+from evaluation.features import LabeledImages, cache_path, load_or_train
+from evaluation.tasks import task_of
 from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
@@ -175,15 +176,16 @@ DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}
 
 
 def few_digits(_root, _size, part, _download) -> data.datasets.TensorSet:
-    return data.datasets.TensorSet("", "drawn", 10, *DRAWN[part])
+    return data.datasets.TensorSet("digits", "drawn", 10, *DRAWN[part])
 
 
 def store_classifier(root: Path) -> None:
     """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
     images = few_digits(None, 0, True, False)
     train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
-    path = root / "classifiers" / f"digits_28_{images.fingerprint[:16]}.pt"
-    load_or_train(train_set, test_set, 10, path, steps=20)
+    task = task_of(images)
+    path = cache_path(root / "classifiers", images, task)
+    load_or_train(train_set, test_set, task, path, steps=20)
 
 
 def checkpoints(where: Path, version: int = 0) -> dict[int, Path]:
