@@ -44,7 +44,7 @@ def test_json_is_complete_or_absent(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_json_lacks_is_not_written_and_is_named(tmp_path, value):
-    with pytest.raises(StoppedError, match="a.json: scores.0.fid is not finite"):
+    with pytest.raises(StoppedError, match=r"a\.json: scores\.0\.fid is not finite"):
         runs.write_json(tmp_path / "a.json", {"scores": [{"fid": value}]})
     assert list(tmp_path.iterdir()) == []
 
