@@ -5,12 +5,12 @@ python -m benchmarks.pretext --data-root datasets    # minutes on one core; --qu
 Test images of MNIST are corrupted in several ways, each to six degrees. The Fréchet distance of
 every such set to the training images is taken in the features of a classifier of classes, and in
 those of a classifier of rotations, trained and, as the control, after a single step. Spearman's
-rank correlation compares the latter two with the first.
+rank correlation compares all of them with the degree, and the latter two with the first.
 """
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ RADIUS = 9  # of the Gaussian filter, pixels
 class Size:
     """Training images, images of every corrupted set, steps of the classifiers."""
 
-    train: int = 20_000
+    train: int = 10_000
     images: int = 2_000
     steps: int = STEPS
 
@@ -112,27 +112,33 @@ def main() -> None:
     """Print the distances and the correlations, and write them as JSON."""
     parser = Parser(prog="pretext", description=__doc__)
     parser.add_argument("--data-root", required=True, help="where MNIST is")
-    parser.add_argument("--quick", action="store_true", help="few images and steps: a trial")
+    parser.add_argument("--quick", action="store_true", help="a trial; nothing is written")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder [%(default)s]")
     own, _ = parser.parse(None, [])
     args, began = Args(**own), time.monotonic()
-    size = QUICK if args.quick else Size()
-    train_set, test_set = load_splits("mnist", args.data_root, 0)
+    found = measure(args.data_root, QUICK if args.quick else Size())
+    found |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time()}
+    if not args.quick:
+        args.out.mkdir(parents=True, exist_ok=True)
+        found |= {"environment": environment(torch.device("cpu"))}
+        write_json(args.out / "pretext.json", found)
+
+
+def measure(data_root: str, size: Size) -> dict[str, Any]:
+    """Accuracies of the classifiers, distances, correlations."""
+    train_set, test_set = load_splits("mnist", data_root, 0)
     train, test = (LabeledImages.of(part, len(part)) for part in (train_set, test_set))
-    train = train[: size.train]
+    train, few = train[: size.train], test[: size.images]
     with tempfile.TemporaryDirectory() as folder:
-        extractors = train_extractors(train, test, task_of(train_set), size.steps, Path(folder))
+        extractors = train_extractors(train, few, task_of(train_set), size.steps, Path(folder))
+    for extractor in extractors.values():
+        print(extractor.summary)
     rows = distances(extractors, train, test, size.images)
     show(f"Fréchet distance of {size.images} images to {size.train} training images", rows)
     found = correlations(rows)
-    show("Spearman's rank correlation with features of classes", found)
-    args.out.mkdir(parents=True, exist_ok=True)
-    seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time()}
-    accuracy = {name: e.accuracy for name, e in extractors.items()}
-    results = {"accuracy": accuracy, "correlations": found, "distances": rows, **seconds}
-    path = args.out / "pretext.json"
-    write_json(path, results | {"environment": environment(torch.device("cpu"))})
-    print(f"\n{path}")
+    show("Spearman's rank correlation with the degree, and of all sets with the classes", found)
+    accuracy = {name: extractor.accuracy for name, extractor in extractors.items()}
+    return {"accuracy": accuracy, "distances": rows, "correlations": found}
 
 
 def train_extractors(
@@ -168,23 +174,21 @@ def distances(
 
 
 def correlations(rows: dict[str, Row]) -> dict[str, Row]:
-    """Of the columns with the first one: over all rows, and over those of each corruption."""
-    groups = {"all": list(rows)} | {
-        name: [f"{name} {degree:g}" for degree in degrees]
-        for name, (_, degrees) in CORRUPTIONS.items()
+    """Of every column with the degrees of each corruption, and with the first column over all."""
+    columns = list(next(iter(rows.values())))
+    found = {}
+    for name, (_, degrees) in CORRUPTIONS.items():
+        own = [rows[f"{name} {degree:g}"] for degree in degrees]
+        found[name] = {c: spearman(degrees, [row[c] for row in own]) for c in columns}
+    first = [row[columns[0]] for row in rows.values()]
+    found["all, with classes"] = {
+        c: spearman(first, [row[c] for row in rows.values()]) for c in columns
     }
-    first, *others = next(iter(rows.values()))
-    return {
-        group: {
-            column: spearman([rows[r][first] for r in names], [rows[r][column] for r in names])
-            for column in others
-        }
-        for group, names in groups.items()
-    }
+    return found
 
 
-def spearman(a: list[float], b: list[float]) -> float:
-    """Spearman's rank correlation of two lists without ties, -1 ... 1."""
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation of as many numbers without ties, -1 ... 1."""
     ranks = torch.tensor([a, b], dtype=torch.float64).argsort(1).argsort(1)
     return torch.corrcoef(ranks.double())[0, 1].item()
 

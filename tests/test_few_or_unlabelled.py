@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from data import DATASETS
 from data.digits import draw_digits
 from data.image_set import TensorSet
 from evaluation import likelihood
-from evaluation.features import LabeledImages, cache_path, load_or_train, unit_scale
+from evaluation.features import Features, LabeledImages, cache_path, load_or_train, unit_scale
 from evaluation.memorization import closeness, memorization, real_distances, verdict
+from evaluation.scores import class_shares
 from evaluation.tasks import FLIPS, ROTATIONS, of_classes, task_of
 from utils import checkpoint
 
@@ -57,15 +58,20 @@ def test_the_views_of_an_image_are_the_group_that_its_shape_allows(task):
 
 
 def test_the_task_is_that_of_the_labels_and_of_the_shape():
-    labelled = replace(unlabelled(True, 20), num_classes=3)
-    assert task_of(labelled).outputs == ("0", "1", "2")
-    assert task_of(labelled).name == "classes"
-    assert task_of(replace(labelled, num_classes=1)) is ROTATIONS
-    assert task_of(shaped(2, 4, 9, 9)) is ROTATIONS
-    assert task_of(shaped(2, 4, 9, 12)) is FLIPS
-    images, labels = of_classes(("cat", "dog")).examples(labelled.images, labelled.labels)
-    assert images is labelled.images
-    assert labels is labelled.labels
+    def task(num_classes, *shape, **names):
+        return task_of(SimpleNamespace(num_classes=num_classes, image_shape=shape, **names))
+
+    assert task(3, 1, 9, 9) == of_classes(("0", "1", "2"))
+    assert task(2, 1, 9, 12, class_names=("cat", "dog")) == of_classes(("cat", "dog"))
+    assert task(0, 4, 9, 9) is task(1, 1, 9, 9, class_names=("cat",)) is ROTATIONS
+    assert task(0, 1, 9, 12) is task(1, 3, 12, 9) is FLIPS
+
+
+def test_the_columns_of_the_class_shares_are_the_names_of_the_classes(capsys):
+    images, predicted = of(shaped(4, 1, 8, 8)), torch.tensor([0, 1, 1, 1])
+    features = Features(images, torch.zeros(4, 128), predicted, of_classes(("cat", "dog")))
+    assert class_shares({"samples": features}) == {"samples": [0.25, 0.75]}
+    assert capsys.readouterr().out.splitlines()[2].split() == ["cat", "dog"]
 
 
 def test_rotations_are_learnt_where_images_have_an_upper_side(tmp_path):
