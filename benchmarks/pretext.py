@@ -8,6 +8,7 @@ those of a classifier of rotations, trained and, as the control, after a single 
 rank correlation compares all of them with the degree, and the latter two with the first.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ from utils.runs import environment, write_json
 from utils.seeding import generator
 
 RADIUS = 9  # of the Gaussian filter, pixels
+DRAWN = 2_000  # drawn digits, at most
+drawn = functools.cache(draw_digits)
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ def erased(test: LabeledImages, side: int) -> Tensor:
 
 def replaced(test: LabeledImages, share: float) -> Tensor:
     """A share of other images: digits that are drawn, not written."""
-    drawn = draw_digits(False)[0]
-    drawn = drawn[torch.arange(len(test)) % len(drawn)]
+    others = drawn(False, min(len(test), DRAWN))[0]
+    others = others[torch.arange(len(test)) % len(others)]
     chosen = torch.rand(len(test), generator=generator("cpu", "replaced")) < share
-    return torch.where(chosen[:, None, None, None], drawn, test.images)
+    return torch.where(chosen[:, None, None, None], others, test.images)
 
 
 def fewer_classes(test: LabeledImages, missing: int) -> Tensor:
