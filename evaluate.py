@@ -20,10 +20,11 @@ from config import ConfigError, Parser, flag
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
-from evaluation.features import LabeledImages, load_or_train
+from evaluation.features import LabeledImages, cache_path, load_or_train
 from evaluation.memorization import memorization
 from evaluation.scores import score_all
 from evaluation.tables import Row
+from evaluation.tasks import task_of
 from sample import CommonArgs, add_flags, choices, common, parse, share_of_images
 from training.setup import CACHE, data_options
 from training.trained import TrainedModel, open_checkpoint
@@ -95,8 +96,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     logs = runs.logs_of(model.path)
     if ranks.first:
         logs.mkdir(parents=True, exist_ok=True)  # fails before sampling, not after
-    from_samples = {"scores", "memory"} & set(args.only)
-    samples = sample_all(e, ranks) if from_samples and train_set.num_classes > 1 else {}
+    samples = sample_all(e, ranks) if {"scores", "memory"} & set(args.only) else {}
     if not ranks.first:
         return
 
@@ -104,13 +104,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     found |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
     if samples:
         found |= compare(e, samples, logs)
-    elif from_samples:
-        print(f"no scores, no memorization: {train_set.name} has no classes to learn features from")
-    if "held-out" in args.only:
-        found["held_out"] = likelihood.held_out(model, test, model.config.diffusion.loss)
-    if "bits" in args.only:
-        first = next(iter(args.samplers.values()))
-        found["bits_per_dim"] = likelihood.bits_per_dim(model, first, train, test, args.all_terms)
+    if {"held-out", "bits"} & set(args.only):
+        found |= likelihoods(e)
     found["environment"] = runs.environment(device)
     runs.write_json(logs / "metrics.json", found)
     print(f"\n{logs / 'metrics.json'} (overwritten)")
@@ -164,16 +159,16 @@ def compare(
     e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]], logs: Path
 ) -> dict[str, Any]:
     """The scores of samples beside those of real images, and memorization."""
-    extractor = load_or_train(e.train, e.test, e.train_set.num_classes, extractor_path(e, logs))
-    accuracy = f"{100 * extractor.accuracy:.2f} %"
-    print(f"classifier: {accuracy} of the test set; {extractor.source}", flush=True)
+    task = task_of(e.train_set)
+    folder = (logs.parent.parent if runs.is_in_run(e.model.path) else logs) / "classifiers"
+    extractor = load_or_train(e.train, e.test, task, cache_path(folder, e.train_set, task))
+    print(extractor.summary, flush=True)
     train, test = (extractor.extract(images) for images in (e.train, e.test))
     features = {name: extractor.extract(images) for name, (images, _) in samples.items()}
-    found: dict[str, Any] = {"classifier_accuracy": extractor.accuracy}
+    found: dict[str, Any] = {"features": task.name, "classifier_accuracy": extractor.accuracy}
     if "scores" in e.args.only:
         costs = {name: cost for name, (_, cost) in samples.items()}
-        classes = e.train_set.num_classes
-        found |= score_all(features, costs, train, test, classes, e.model.num_classes > 0)
+        found |= score_all(features, costs, train, test, e.model.num_classes > 0)
     if "memory" in e.args.only:
         baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
@@ -181,17 +176,25 @@ def compare(
     return found
 
 
-def extractor_path(e: Evaluation, logs: Path) -> Path:
-    """Where the feature extractor is cached: under the run root, by the content of the images."""
-    folder = logs.parent.parent if runs.is_in_run(e.model.path) else logs
-    (_, height, width), images = e.model.image_shape, e.train_set
-    name = f"{images.name}_{height}x{width}_{images.fingerprint[:16]}.pt"
-    return folder / "classifiers" / name
-
-
 def cache_folder(path: Path) -> Path | None:
     """Where the run of this checkpoint caches its images; None for one that was copied away."""
     return runs.logs_of(path).parent.parent / CACHE if runs.is_in_run(path) else None
+
+
+def likelihoods(e: Evaluation) -> dict[str, Any]:
+    """The held-out loss and the bound of the test images, where there are any."""
+    if not len(e.test):
+        print(f"no held-out loss, no bits per dimension: {e.train_set.name} has no test images")
+        return {}
+    found = {}
+    if "held-out" in e.args.only:
+        found["held_out"] = likelihood.held_out(e.model, e.test, e.model.config.diffusion.loss)
+    if "bits" in e.args.only:
+        first = next(iter(e.args.samplers.values()))
+        found["bits_per_dim"] = likelihood.bits_per_dim(
+            e.model, first, e.train, e.test, e.args.all_terms
+        )
+    return found
 
 
 def parse_args(argv: list[str] | None) -> Args:

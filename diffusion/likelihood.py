@@ -53,12 +53,13 @@ class Bound:
     decoder: Tensor
 
     def summary(self) -> dict[str, float]:
-        """The means over the images, and the standard error of the total."""
+        """The means over the images, and the standard error of the total, which one image lacks."""
         parts = {"prior": self.prior, "kl": self.kl, "decoder": self.decoder}
         total = self.prior + self.kl + self.decoder
-        error = (total.std() / math.sqrt(len(total))).item()
+        n = len(total)
+        error = {"se": (total.std() / math.sqrt(n)).item()} if n > 1 else {}
         means = {name: part.mean().item() for name, part in parts.items()}
-        return {"total": total.mean().item(), "se": error, **means}
+        return {"total": total.mean().item(), **error, **means}
 
 
 @torch.no_grad()

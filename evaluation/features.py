@@ -1,6 +1,9 @@
-"""The feature extractor: a small classifier of the run's own training set, cached on disk."""
+"""The feature extractor: a small classifier of the run's own training set, cached on disk.
 
-from dataclasses import dataclass
+It predicts the classes or, where there are no labels, a pretext task: evaluation/tasks.py.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import ImageSet
+from evaluation.tasks import Task
 from models import Classifier
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
@@ -19,7 +23,7 @@ from utils.seeding import mix, permutation
 
 STEPS, BATCH, LR, SHIFT = 1900, 128, 3e-3, 2  # pixels of shift; about four epochs of MNIST
 CHUNK = 500  # images per forward pass
-KIND = "ddpm-classifier-1"  # change it with the recipe: other features
+KIND = "ddpm-classifier-2"  # change it with the recipe: other features
 
 
 @dataclass(frozen=True)
@@ -53,36 +57,54 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class Features:
-    """Images with their features (N, 128) and predicted classes (N,)."""
+    """Images with their features (N, 128) and predicted labels (N,): of the task's classifier."""
 
     source: LabeledImages
     features: Tensor
     predicted: Tensor
+    task: Task
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        return type(self)(self.source[index], self.features[index], self.predicted[index])
+        return replace(
+            self,
+            source=self.source[index],
+            features=self.features[index],
+            predicted=self.predicted[index],
+        )
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A trained classifier, with its accuracy on the test set."""
+    """A classifier trained for the task, with its accuracy on the test set."""
 
     model: Classifier
+    task: Task
     scale: float  # of the features, so that their mean variance over the training set is 1
-    accuracy: float
+    accuracy: float | None  # None: there are no test images
     source: str
+
+    @property
+    def summary(self) -> str:
+        """What is predicted, how well, and where the classifier comes from."""
+        what, chance = "classifier", ""
+        if self.task.pretext:
+            what = f"classifier of {self.task.name} (a pretext task: Gidaris et al. 2018)"
+            chance = f", {100 / len(self.task.outputs):.0f} % by chance"
+        if self.accuracy is None:
+            return f"{what}: accuracy not known without test images; {self.source}"
+        return f"{what}: {100 * self.accuracy:.2f} % of the test set{chance}; {self.source}"
 
     @torch.no_grad()
     def extract(self, source: LabeledImages) -> Features:
-        """The inputs of the last layer, scaled, and the predicted classes."""
+        """The inputs of the last layer, scaled, and the predicted labels."""
         parts = []
         for chunk in source.images.split(CHUNK):
             features = self.model.features(channels_last(chunk))
             parts.append((self.scale * features, self.model.head(features).argmax(1)))
-        return Features(source, *(torch.cat(part) for part in zip(*parts, strict=True)))
+        return Features(source, *(torch.cat(part) for part in zip(*parts, strict=True)), self.task)
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -90,38 +112,66 @@ def channels_last(images: Tensor) -> Tensor:
     return normalize(images).contiguous(memory_format=torch.channels_last)
 
 
+def cache_path(folder: Path, image_set: ImageSet, task: Task) -> Path:
+    """Where the classifier of these images for this task is cached: named by their content."""
+    side = "x".join(dict.fromkeys(map(str, image_set.image_shape[1:])))  # 28; 64x48
+    return folder / f"{image_set.name}_{side}_{image_set.fingerprint[:16]}_{task.name}.pt"
+
+
 def load_or_train(
-    train: LabeledImages, test: LabeledImages, classes: int, path: Path, steps: int = STEPS
+    train: LabeledImages, test: LabeledImages, task: Task, path: Path, steps: int = STEPS
 ) -> FeatureExtractor:
-    """The classifier of these images: from its file, or trained and stored there.
+    """The classifier of these images for the task: from its file, or trained and stored there.
 
     Raises CheckpointError where it cannot be written. A damaged file is replaced.
     """
     torch.manual_seed(mix("classifier"))
-    model = Classifier(train.images.shape[1], classes)
+    model = Classifier(train.images.shape[1], len(task.outputs))
     model = model.to(train.images.device, memory_format=torch.channels_last)
     try:
-        content = checkpoint.load(path, KIND, ("model", "unit", "accuracy"))
-        model.load_state_dict(content["model"])
-        return FeatureExtractor(
-            model.eval(), content["unit"], content["accuracy"], f"loaded from {path}"
-        )
+        return load(path, model, task)
     except CheckpointError as e:
         if path.exists():
             print(f"{e}: training another", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     print("training a classifier as feature extractor: about a minute, once", flush=True)
-    fit(model, train, steps)
-    unscaled = FeatureExtractor(model.eval(), 1.0, 0.0, "")
-    variance = unscaled.extract(train).features.double().var(0).mean()
-    scale = variance.clamp(min=1e-12).rsqrt().item()
-    accuracy = (unscaled.extract(test).predicted == test.labels).double().mean().item()
-    content = {"model": model.state_dict(), "unit": scale, "accuracy": accuracy}
+    fit(model, train, task, steps)
+    unscaled = FeatureExtractor(model.eval(), task, 1.0, None, "")
+    scale, accuracy = unit_scale(unscaled.extract(train).features), accuracy_of(model, test, task)
+    content = {"model": model.state_dict(), "unit": scale, "accuracy": accuracy, "task": task.name}
     checkpoint.save(path, content, KIND)
-    return FeatureExtractor(model, scale, accuracy, f"trained and stored as {path}")
+    return FeatureExtractor(model, task, scale, accuracy, f"trained and stored as {path}")
 
 
-def fit(model: Classifier, train: LabeledImages, steps: int = STEPS) -> None:
+def load(path: Path, model: Classifier, task: Task) -> FeatureExtractor:
+    """The stored weights in this model. Raises CheckpointError, also for those of another task."""
+    content = checkpoint.load(path, KIND, ("model", "unit", "accuracy", "task"))
+    if content["task"] != task.name:
+        raise CheckpointError(f"{path} predicts {content['task']}, not {task.name}")
+    checkpoint.check_fits(path, "model", content["model"], model.state_dict())
+    model.load_state_dict(content["model"])
+    scale, accuracy = content["unit"], content["accuracy"]
+    return FeatureExtractor(model.eval(), task, scale, accuracy, f"loaded from {path}")
+
+
+def unit_scale(features: Tensor) -> float:
+    """The factor that makes the mean variance of features (N, D) 1; 1 where none vary (N = 1)."""
+    variance = features.double().var(0).mean().item() if len(features) > 1 else 0.0
+    return variance**-0.5 if variance > 1e-12 else 1.0
+
+
+@torch.no_grad()
+def accuracy_of(model: Classifier, test: LabeledImages, task: Task) -> float | None:
+    """The share of the task's examples that are right; None without test images."""
+    right = []
+    for i in range(0, len(test), CHUNK):
+        chunk = test[i : i + CHUNK]
+        images, labels = task.examples(chunk.images, chunk.labels)
+        right.append(model(channels_last(images)).argmax(1) == labels)
+    return torch.cat(right).double().mean().item() if right else None
+
+
+def fit(model: Classifier, train: LabeledImages, task: Task, steps: int = STEPS) -> None:
     """AdamW with a one-cycle learning rate (Smith & Topin 2018); each batch shifted at random.
 
     Its randomness is keyed: on one machine the same images give the same classifier.
@@ -129,16 +179,18 @@ def fit(model: Classifier, train: LabeledImages, steps: int = STEPS) -> None:
     device = train.images.device
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, 0.2, cycle_momentum=False)
-    per_epoch = -(-len(train) // BATCH)
+    size = BATCH // max(1, len(task.views))  # images whose views, all in one batch, are BATCH
+    per_epoch = -(-len(train) // size)
     for step in tqdm(range(steps), "classifier", unit="step", disable=None):
         epoch, n = divmod(step, per_epoch)
         if n == 0:
             order = permutation(len(train), mix("classifier"), epoch).to(device)
-        batch = train[order[n * BATCH : (n + 1) * BATCH]]
+        batch = train[order[n * size : (n + 1) * size]]
+        images, labels = task.examples(batch.images, batch.labels)
         with autocast(device, "auto"):
-            logits = model(shifted(channels_last(batch.images), mix("classifier shift", step)))
+            logits = model(shifted(channels_last(images), mix("classifier shift", step)))
         optimizer.zero_grad()
-        F.cross_entropy(logits.float(), batch.labels).backward()
+        F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         schedule.step()
 

@@ -1,4 +1,8 @@
-"""Memorization: distances of samples to training images, with test images as the baseline."""
+"""Memorization: distances of samples to training images, with those of real images as the baseline.
+
+The real images are test images. Where there are too few, they are the training images, each left
+out in turn: to the others it is an unseen image.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +17,8 @@ from utils.images import grid, normalize, save_png
 
 PAIRS = 8  # of samples and training images, the closest, shown as a picture
 COPIES, CLOSER = 0.01, 0.2  # thresholds on the shares of samples
+ENOUGH = 100  # real images, so that a hundredth of them is one
+MOST = 5_000  # training images left out in turn: their distances to all others take minutes
 
 
 def memorization(
@@ -20,22 +26,23 @@ def memorization(
 ) -> dict[str, Row | str]:
     """Distances to the nearest training image in pixels and features, and a verdict.
 
-    Test images are the baseline. Writes the closest pairs in pixels as a picture: samples above,
-    training images below.
+    Writes the closest pairs in pixels as a picture: samples above, training images below.
     """
     pixels = [f.source.images.flatten(1).float() / 255 for f in (samples, train, test)]
-    distances, index = (part[:, 0] for part in nearest(pixels[0], pixels[1]))
-    found: dict[str, Row | str] = {
-        "pixels": closeness(distances, nearest(pixels[2], pixels[1])[0][:, 0]),
+    features = [f.features for f in (samples, train, test)]
+    distances, index = to_nearest(pixels[0], pixels[1])
+    of_real = real_distances(pixels[1], pixels[2])
+    unseen = of_real > 0
+    rows = {
+        "pixels": closeness(distances, of_real[unseen]),
         "features": closeness(
-            *(nearest(f.features, train.features)[0][:, 0] for f in (samples, test))
+            to_nearest(features[0], features[1])[0],
+            real_distances(features[1], features[2])[unseen],
         ),
     }
-    title = (
-        f"Distance to the nearest training image: {len(samples)} samples, {len(test)} test images"
-    )
-    show(title, found)
-    found["verdict"] = verdict(found["pixels"])
+    found = {"baseline": describe(unseen, len(test)), **rows, "verdict": verdict(rows["pixels"])}
+    title = f"Distance to the nearest training image of {len(samples)} samples"
+    show(f"{title}; baseline: {found['baseline']}", rows)
     closest = distances.argsort()[:PAIRS]
     pairs = torch.cat([samples.source.images[closest], train.source.images[index[closest]]])
     save_png(grid(normalize(pairs), len(closest)), picture)
@@ -43,30 +50,73 @@ def memorization(
     return found
 
 
-def closeness(samples: Tensor, test: Tensor) -> Row:
-    """Distances to the nearest training image, (N,): of samples against those of test images.
+def to_nearest(points: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of every point to its nearest row of the reference, 0 for a copy, and its index."""
+    index = nearest(points, reference)[1][:, 0]
+    return distance(points, reference[index]), index
 
-    Medians and first percentiles, their ratios, and two shares: ``closer``, of samples nearer than
-    the nearest hundredth of the test images (1 % where they are alike), and ``copies``, of
-    samples within half of that.
+
+def real_distances(train: Tensor, test: Tensor) -> Tensor:
+    """The baseline (N,): of test images, or of training images to their nearest other one.
+
+    The latter with fewer than ENOUGH test images; empty for a single training image.
     """
-    samples, test = samples.double(), test.double()
-    near = test.quantile(0.01)
-    return {
-        "median": samples.median().item(),
-        "test_median": test.median().item(),
-        "median_ratio": (samples.median() / test.median()).item(),
-        "percentile_1": samples.quantile(0.01).item(),
-        "test_percentile_1": near.item(),
-        "closer": (samples < near).double().mean().item(),
-        "copies": (samples < near / 2).double().mean().item(),
-    }
+    if len(test) >= ENOUGH:
+        return to_nearest(test, train)[0]
+    if len(train) == 1:
+        return train.new_empty(0)
+    points = train[:MOST]
+    index = nearest(points, train, 2)[1]
+    itself = torch.arange(len(points), device=train.device)
+    return distance(points, train[torch.where(index[:, 0] == itself, index[:, 1], index[:, 0])])
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean, of rows (N, D): (N,). Unlike that of ``nearest``, exactly 0 where they agree."""
+    return (a - b).norm(dim=1)
+
+
+def describe(unseen: Tensor, tests: int) -> str:
+    """The baseline in words; unseen (N,): whether a real image is no copy of a training image."""
+    n, copies = int(unseen.sum()), int((~unseen).sum())
+    if not n:
+        return "none"
+    kind = "test images" if tests >= ENOUGH else "training images, each to its nearest other one"
+    return f"{n} {kind}" + (f" ({copies} copies left out)" if copies else "")
+
+
+def closeness(samples: Tensor, real: Tensor) -> Row:
+    """Distances to the nearest training image: of samples (N,), against those of real images (M,).
+
+    Medians and first percentiles, the ratio of the medians, and two shares: ``closer``, of samples
+    nearer than the nearest hundredth of the real images (1 % where they are alike), and
+    ``copies``, of samples within half of that. Where M is 0 the samples' own alone, and below
+    ENOUGH, where the nearest hundredth is the nearest one, no ``closer``.
+    """
+    samples, real = samples.double(), real.double()
+    row = {"median": samples.median().item(), "percentile_1": samples.quantile(0.01).item()}
+    if not len(real):
+        return row
+    median, near = real.median().item(), real.quantile(0.01)
+    row |= {"real": len(real), "real_median": median, "real_percentile_1": near.item()}
+    if median:
+        row["median_ratio"] = row["median"] / median
+    if len(real) >= ENOUGH:
+        row["closer"] = (samples < near).double().mean().item()
+    return row | {"copies": (samples < near / 2).double().mean().item()}
 
 
 def verdict(of_pixels: Mapping[str, float]) -> str:
-    """What the distances in pixels say of memorization, in a line."""
-    if of_pixels["copies"] > COPIES or of_pixels["closer"] > CLOSER:
+    """What the distances in pixels say of memorization, in a line.
+
+    Of samples like n real images, one in n + 1 is nearer than the nearest of these: few are no
+    evidence for a smaller share of copies.
+    """
+    if "copies" not in of_pixels:
+        return "no verdict: there are no other real images to compare with"
+    copies, closer = of_pixels["copies"], of_pixels.get("closer", 0)
+    if copies > max(COPIES, 1 / (of_pixels["real"] + 1)) or closer > CLOSER:
         return "copies training images"
-    if of_pixels["closer"] > CLOSER / 4:
-        return "nearer to the training images than test images are: look at the pairs"
+    if closer > CLOSER / 4:
+        return "nearer to the training images than unseen images are: look at the pairs"
     return "no sign of memorization"

@@ -5,6 +5,7 @@ from typing import Any
 from evaluation.features import Features
 from evaluation.metrics import frechet_distance, histogram, precision_recall
 from evaluation.tables import Row, show
+from evaluation.tasks import Task
 
 MIN_FOR_FID = 2 * 128  # images for the covariance of 128 features
 K = 3  # nearest neighbours of precision and recall
@@ -18,12 +19,12 @@ def score(samples: Features, train: Features, labeled: bool) -> Row:
     """
     n, row = len(samples), {}
     if min(n, len(train)) >= MIN_FOR_FID:
-        row[f"fid_classifier@{n}"] = frechet_distance(samples.features, train.features)
+        row[f"{train.task.fid}@{n}"] = frechet_distance(samples.features, train.features)
     reference = train[-reference_size(train, n) :]
     if min(n, len(reference)) > K:
         pair = precision_recall(reference.features.double(), samples.features.double(), K)
         row |= dict(zip((f"precision@{n}", f"recall@{n}"), pair, strict=True))
-    if labeled:
+    if labeled and not train.task.pretext:
         right = samples.predicted == samples.source.labels
         row[f"accuracy@{n}"] = right.double().mean().item()
     return row
@@ -39,12 +40,17 @@ def missing_scores(n: int, train: Features, labeled: bool) -> list[str]:
     lines = []
     if min(n, len(train)) < MIN_FOR_FID:
         lines.append(
-            f"no fid_classifier: {n} samples and {len(train)} training images; the covariance of "
-            f"128 features needs {MIN_FOR_FID} of each"
+            f"no {train.task.fid}: {n} samples and {len(train)} training images; the covariance "
+            f"of 128 features needs {MIN_FOR_FID} of each"
         )
     if reference_size(train, n) <= K:
-        lines.append(f"no precision and recall: they need more than {K} images")
-    if not labeled:
+        lines.append(
+            f"no precision and recall: {n} samples and {len(train)} training images; they need "
+            f"{K + 1} and {2 * (K + 1)}"
+        )
+    if train.task.pretext:
+        lines.append("no accuracy, no shares of classes: the images have no classes to tell apart")
+    elif not labeled:
         lines.append("no accuracy: the network was trained without classes")
     return lines
 
@@ -54,7 +60,6 @@ def score_all(
     costs: dict[str, Row],
     train: Features,
     test: Features,
-    num_classes: int,
     labeled: bool,
 ) -> dict[str, Any]:
     """Every sampler's scores beside those of as many real images, and the shares of the classes."""
@@ -64,12 +69,33 @@ def score_all(
         "real train images": train[: reference_size(train, num)],
         "real test images": test[:num],
     }
+    real = {name: images for name, images in real.items() if len(images)}
     rows |= {name: score(images, train, True) for name, images in real.items()}
-    shares = {name: histogram(f.predicted, num_classes) for name, f in (samples | real).items()}
-    show("Samples, and real images as the floor", rows)
-    title = f"Share of each class, as classified, of {num} samples and the real images"
-    columns = [str(label) for label in range(num_classes)]
-    show(title, {name: dict(zip(columns, own, strict=True)) for name, own in shares.items()})
+    show(title_of(train.task), rows)
+    found: dict[str, Any] = {"scores": rows}
+    if not train.task.pretext:
+        found["class_shares"] = class_shares(samples | real)
     for line in missing_scores(num, train, labeled):
         print(line)
-    return {"scores": rows, "class_shares": shares}
+    return found
+
+
+def title_of(task: Task) -> str:
+    """What the features of the scores are, where a reader could take them for those of classes."""
+    if not task.pretext:
+        return "Samples, and real images as the floor"
+    return (
+        f"Samples, and real images as the floor, in the features of a classifier of {task.name}\n"
+        "(no classes to tell apart; not comparable with scores in features of classes)"
+    )
+
+
+def class_shares(images: dict[str, Features]) -> dict[str, list[float]]:
+    """The share of each class among the images, as classified; printed under their names."""
+    first = next(iter(images.values()))
+    names = first.task.outputs
+    shares = {name: histogram(own.predicted, len(names)) for name, own in images.items()}
+    rows = {name: dict(zip(names, own, strict=True)) for name, own in shares.items()}
+    title = f"Share of each class, as classified, of {len(first)} samples and the real images"
+    show(title, rows)
+    return shares

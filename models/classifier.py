@@ -8,7 +8,7 @@ WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the sid
 
 
 class Classifier(nn.Module):
-    """A convolutional network for images of at least 8 x 8: (B, C, H, W) -> (B, num_classes)."""
+    """A convolutional network for images of any size: (B, C, H, W) -> (B, num_classes)."""
 
     def __init__(self, image_channels: int, num_classes: int) -> None:
         super().__init__()

@@ -30,7 +30,8 @@ import data.datasets
 import train
 from data.digits import draw_digits
 from data.image_set import TensorSet
-from evaluation.features import LabeledImages, load_or_train
+from evaluation.features import LabeledImages, cache_path, load_or_train
+from evaluation.tasks import task_of
 from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
@@ -178,7 +179,7 @@ DIGITS = tuple("0123456789")
 
 def opener(drawn: dict) -> Callable:
     """An entry of data.DATASETS: these images (and labels) as training and test set."""
-    sets = tuple(TensorSet("", "drawn", DIGITS, *drawn[part]) for part in (True, False))
+    sets = tuple(TensorSet("digits", "drawn", DIGITS, *drawn[part]) for part in (True, False))
     return lambda _options, _loading: sets
 
 
@@ -189,8 +190,9 @@ def store_classifier(root: Path) -> None:
     """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
     images, _ = few_digits(None, None)
     train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
-    path = root / "classifiers" / f"digits_28x28_{images.fingerprint[:16]}.pt"
-    load_or_train(train_set, test_set, 10, path, steps=20)
+    task = task_of(images)
+    path = cache_path(root / "classifiers", images, task)
+    load_or_train(train_set, test_set, task, path, steps=20)
 
 
 def checkpoints(where: Path, version: int = 0) -> dict[int, Path]:

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import train
-from benchmarks import ablation, scaling, time_to_quality
+from benchmarks import ablation, pretext, scaling, time_to_quality
 from benchmarks.time_to_quality import Args
 from benchmarks.trials import Place, Score, Scores, read, side_by_side
 from config import PRESETS, Config, ConfigError, Parser
+from data.digits import draw_digits
+from evaluation.features import LabeledImages
 from evaluation.scores import MIN_FOR_FID
 from sample import add_flags, parse
 from training.setup import parse_args
@@ -236,3 +238,27 @@ def test_the_table_of_scaling_has_measured_steps_only():
     assert len(lines) == 2 + len(scaling.NETWORKS)
     assert all(line.startswith("| bf16, ") for line in lines[2:])
     assert len(scaling.table([], 10**6)) == 2  # control
+
+
+def test_spearman_is_of_the_ranks_alone():
+    """1 for what rises together, -1 for the reverse; by hand: 1 - 6 sum d^2 / (n (n^2 - 1))."""
+    a = [0.1, 5.0, 2.0, 100.0]
+    assert pretext.spearman(a, [x**3 for x in a]) == pytest.approx(1)
+    assert pretext.spearman(a, [-x for x in a]) == pytest.approx(-1)
+    assert pretext.spearman(a, [1.0, 4.0, 3.0, 2.0]) == pytest.approx(1 - 6 * 6 / (4 * 15))
+
+
+def test_corruptions_rise_with_their_degree_and_keep_the_shape():
+    """In the mean change of a pixel; fewer classes and repeats change none, but leave fewer."""
+    test = LabeledImages(*draw_digits(True, 100))
+    for corrupt, degrees in pretext.CORRUPTIONS.values():
+        sets = [corrupt(test, degree) for degree in degrees]
+        assert all(images.shape[1:] == (1, 28, 28) for images in sets)
+        assert all(images.dtype == torch.uint8 for images in sets)
+        if corrupt in (pretext.fewer_classes, pretext.repeated):
+            sizes = [len(images[:100].unique(dim=0)) for images in sets]
+            assert sizes == sorted(sizes, reverse=True)
+            continue
+        changes = [(images.float() - test.images).abs().mean().item() for images in sets]
+        assert changes[0] > 0
+        assert changes == sorted(changes)

@@ -22,6 +22,7 @@ from evaluation import features, likelihood
 from evaluation.features import LabeledImages, load_or_train, shifted
 from evaluation.memorization import memorization
 from evaluation.scores import score
+from evaluation.tasks import of_classes
 from models import Classifier
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
@@ -32,6 +33,7 @@ from utils.seeding import image_noise
 pytest_plugins = "trained"
 pytestmark = pytest.mark.usefixtures("few_drawn")
 drawn = functools.cache(draw_digits)
+CLASSES = of_classes(tuple("0123456789"))
 
 
 @pytest.fixture
@@ -189,31 +191,31 @@ def digits(start, stop, train=True):
 def extractor(tmp_path_factory):
     """Trained for a few steps on 1,000 digits."""
     path = tmp_path_factory.mktemp("classifiers") / "digits.pt"
-    return load_or_train(digits(0, 1000), digits(0, 200, train=False), 10, path, steps=40)
+    return load_or_train(digits(0, 1000), digits(0, 200, train=False), CLASSES, path, 40)
 
 
 def test_the_feature_extractor_learns_and_its_training_is_repeatable(extractor, tmp_path):
     assert extractor.accuracy > 0.25  # of ten classes
     some = digits(0, 300), digits(0, 100, train=False)
     first, second, longer = (
-        load_or_train(*some, 10, tmp_path / f"{name}.pt", steps)
+        load_or_train(*some, CLASSES, tmp_path / f"{name}.pt", steps)
         for name, steps in (("a", 5), ("b", 5), ("c", 6))
     )
     a, b, c = (digest(dict(e.model.state_dict())) for e in (first, second, longer))
     assert a == b
     assert a != c  # control
-    again = load_or_train(*some, 10, tmp_path / "a.pt", steps=5)
+    again = load_or_train(*some, CLASSES, tmp_path / "a.pt", steps=5)
     assert "loaded from" in again.source
     assert torch.equal(again.extract(some[0]).features, first.extract(some[0]).features)
 
 
 def test_a_damaged_classifier_is_trained_anew(tmp_path, capsys):
     some, path = (digits(0, 300), digits(0, 100, train=False)), tmp_path / "a.pt"
-    load_or_train(*some, 10, path, steps=5)
+    load_or_train(*some, CLASSES, path, steps=5)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert "trained" in load_or_train(*some, 10, path, steps=5).source
+    assert "trained" in load_or_train(*some, CLASSES, path, steps=5).source
     assert "damaged" in capsys.readouterr().out
     checkpoint.load(path, features.KIND, ())
     with pytest.raises(CheckpointError, match="not a checkpoint"):

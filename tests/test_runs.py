@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils import runs
+from utils.errors import StoppedError
 
 
 def test_versions_count_up_in_both_trees(tmp_path):
@@ -39,6 +40,13 @@ def test_json_is_complete_or_absent(tmp_path):
         runs.write_json(path, {"bad": object()})
     assert json.loads(path.read_text()) == {"lr": 1e-4}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_lacks_is_not_written_and_is_named(tmp_path, value):
+    with pytest.raises(StoppedError, match=r"a\.json: scores\.0\.fid is not finite"):
+        runs.write_json(tmp_path / "a.json", {"scores": [{"fid": value}]})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_environment_is_plain_values():

@@ -14,7 +14,8 @@ import data.datasets
 import train
 from data import ImageSet
 from data.digits import draw_digits
-from evaluation.features import LabeledImages, load_or_train
+from evaluation.features import LabeledImages, cache_path, load_or_train
+from evaluation.tasks import task_of
 from sample import TrainedModel, load
 
 TRAIN = ["--preset", "smoke", "--max-steps", "12", "--device", "cpu"]
@@ -50,9 +51,10 @@ def trained(tmp_path_factory) -> Path:
         assert train.main(TRAIN) == 0
         assert train.main([*TRAIN, "--num-classes", "0", "--first-timestep", "2"]) == 0
         train_set, test_set = data.load_splits(data.DataOptions("digits"))
-    path = root / "classifiers" / f"digits_28x28_{train_set.fingerprint[:16]}.pt"
+    task = task_of(train_set)
+    path = cache_path(root / "classifiers", train_set, task)
     images = (LabeledImages.of(part, len(part)) for part in (train_set, test_set))
-    load_or_train(*images, 10, path, CLASSIFIER_STEPS)
+    load_or_train(*images, task, path, CLASSIFIER_STEPS)
     return root
 
 

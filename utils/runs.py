@@ -20,6 +20,7 @@ from utils.devices import has_bf16
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 from utils.files import LOCK, LockError, only_writer, remove_partial, whole_file
+from utils.pytree import not_finite
 
 
 class RunError(InputError):
@@ -141,9 +142,13 @@ def logs_of(path: Path) -> Path:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Readable, and complete or absent."""
+    """Readable, and complete or absent. StoppedError for NaN and infinity, which JSON lacks."""
+    try:
+        text = json.dumps(values, indent=2, allow_nan=False)
+    except ValueError as e:
+        raise StoppedError(f"cannot write {path}: {not_finite(values)} is not finite") from e
     with whole_file(path) as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())
+        file.write((text + "\n").encode())
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
