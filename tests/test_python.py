@@ -10,7 +10,6 @@ import pytest
 import torch
 from gaussian_world import GaussianWorld
 
-import data.datasets
 import sample
 from config import ConfigError
 from diffusion import make_diffusion, uniform_grid
@@ -27,7 +26,6 @@ from utils.seeding import image_noise
 
 pytest_plugins = "trained"
 ROOT = Path(__file__).parent.parent
-GREY = "def open_grey("  # begins the block that is not a script, but belongs into data/datasets.py
 
 
 def blocks(name: str) -> list[str]:
@@ -37,7 +35,6 @@ def blocks(name: str) -> list[str]:
 
 DOCUMENTS = ("README.md", "docs/python.md", "docs/troubleshooting.md")
 BLOCKS = [(name, block) for name in DOCUMENTS for block in blocks(name)]
-SCRIPTS = [(name, block) for name, block in BLOCKS if not block.startswith(GREY)]
 M, S = 0.3, 0.15
 
 
@@ -62,7 +59,7 @@ def first_noise(model, num, seed=0):
     return image_noise(seed, range(num), model.image_shape, model.device)()
 
 
-@pytest.mark.parametrize(("name", "block"), SCRIPTS, ids=[name for name, _ in SCRIPTS])
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
 def test_the_documented_code_runs(name, block, trained, tmp_path, monkeypatch):
     run = "Logs_Checkpoints/checkpoints/version_0"
     shutil.copytree(trained / "checkpoints/version_0", tmp_path / run)
@@ -74,29 +71,11 @@ def test_the_documented_code_runs(name, block, trained, tmp_path, monkeypatch):
 
 def test_there_is_documented_code():
     """The control: what runs above is the code of every document, and wrong code fails."""
-    assert {name for name, _ in SCRIPTS} == set(DOCUMENTS)
+    assert {name for name, _ in BLOCKS} == set(DOCUMENTS)
     assert len(blocks("docs/python.md")) >= 3
     assert all("load(" in block for block in blocks("docs/python.md"))
     with pytest.raises(ImportError):
-        exec(SCRIPTS[0][1].replace("import load", "import lode"), {})
-
-
-def test_the_documented_data_set_opens(tmp_path):
-    """In data/datasets.py, as its text says: every tenth image is held out."""
-    ((_, block),) = set(BLOCKS) - set(SCRIPTS)
-    names = {**vars(data.datasets), "np": np}
-    exec(block, names)
-    labels = np.arange(20) % 3
-    np.save(tmp_path / "images.npy", np.stack([np.full((8, 8), n, np.uint8) for n in range(20)]))
-    np.save(tmp_path / "labels.npy", labels)
-    parts = [names["open_grey"](tmp_path, 0, train, False) for train in (True, False)]
-    assert [part.image_shape for part in parts] == [(1, 8, 8)] * 2
-    numbers = [part.images[:, 0, 0, 0].long() for part in parts]
-    assert sorted(torch.cat(numbers).tolist()) == list(range(20))
-    for part, number in zip(parts, numbers, strict=True):
-        assert part.num_classes == 3
-        assert part.labels.tolist() == labels[number].tolist()
-    assert numbers[1].tolist() == [9, 19]
+        exec(BLOCKS[0][1].replace("import load", "import lode"), {})
 
 
 @pytest.mark.parametrize("settings", [{}, {"sampler": "ddim", "eta": 0.5, "guidance": 3.0}])
