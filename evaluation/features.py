@@ -114,8 +114,9 @@ def channels_last(images: Tensor) -> Tensor:
 
 def cache_path(folder: Path, image_set: ImageSet, task: Task) -> Path:
     """Where the classifier of these images for this task is cached: named by their content."""
-    side = "x".join(dict.fromkeys(map(str, image_set.image_shape[1:])))  # 28; 64x48
-    return folder / f"{image_set.name}_{side}_{image_set.fingerprint[:16]}_{task.name}.pt"
+    _, height, width = image_set.image_shape
+    name = f"{image_set.name}_{height}x{width}_{image_set.fingerprint[:16]}_{task.name}.pt"
+    return folder / name
 
 
 def load_or_train(

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from diffusion import (
@@ -18,8 +17,7 @@ from diffusion.likelihood import TERMS
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
 
-POINTS, BANDS = 5_000, 10  # points of the held-out loss at most, bands of t
-LEAST = 100  # points at least: fewer images are repeated, each time at another t
+POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
 ERRORS = 1024  # training images from which the optimal variance is measured
 FITTED = 256  # training images to which the decoder's variance is fitted
@@ -28,30 +26,29 @@ FITTED = 256  # training images to which the decoder's variance is fitted
 def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str, Row]:
     """The training loss at fixed points (test image, t, noise), by band of t.
 
-    With its standard errors, unless images are repeated: their losses are not independent.
+    Without standard errors where images are repeated: their losses are not independent.
     """
-    count = min(max(len(test), LEAST), POINTS)
-    images = test[torch.arange(count) % len(test)]
+    images = test[:POINTS]
     points = HeldOut.of(images.x_0, images.labels, model.diffusion)
     losses = held_out_losses(model.network, model.diffusion, points).double()
-    summary = mean if count > len(test) else mean_and_error
-    rows = {
-        f"t = {t[0]} ... {t[-1]}": summary(part)
-        for part, t in zip(losses.tensor_split(BANDS), points.t.tensor_split(BANDS), strict=True)
-    }
+    summary = mean if len(losses) > len(images) else mean_and_error
+    bands, rows = min(BANDS, max(1, len(losses) // 2)), {}
+    for part, t in zip(losses.tensor_split(bands), points.t.tensor_split(bands), strict=True):
+        rows[f"t = {t[0]} ... {t[-1]}"] = summary(part)
     rows["all"] = summary(losses)
-    show(f"Held-out loss ({loss}) of {min(len(test), POINTS)} test images", rows)
+    show(f"Held-out loss ({loss}) of {len(images)} test images", rows)
     return rows
 
 
-def mean(values: Tensor) -> Row:
+def mean(losses: Tensor) -> Row:
     """Of losses (N,)."""
-    return {"loss": values.mean().item()}
+    return {"loss": losses.mean().item()}
 
 
-def mean_and_error(values: Tensor) -> Row:
-    """Of independent losses (N,), with the standard error of the mean; N is at least 2."""
-    return mean(values) | {"se": (values.std() / math.sqrt(len(values))).item()}
+def mean_and_error(losses: Tensor) -> Row:
+    """Of independent losses (N,), with the standard error of the mean, which one loss lacks."""
+    n = len(losses)
+    return mean(losses) | ({"se": (losses.std() / math.sqrt(n)).item()} if n > 1 else {})
 
 
 def measured_x0_error(model: DiffusionModel, train: LabeledImages, clip: bool) -> Tensor:
