@@ -110,7 +110,14 @@ class TrainConfig:
     epochs: int = option(
         30, "passes over the training set; 0: limited by --max-steps or --max-minutes", 0
     )
+    min_epoch_steps: int = option(
+        300, "least steps of an epoch, which takes several passes over a small training set", 1
+    )
     batch_size: int = option(32, "images per step, over all ranks", 1)
+    flip: bool = option(False, "mirror every image, left to right, in half of its passes")
+    init_from: str = option(
+        "", "EMA weights to start from: checkpoint, version folder, latest; what fits is taken"
+    )
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"
     )
@@ -179,6 +186,7 @@ class Config:
     def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Inverse of dataclasses.asdict. Raises ConfigError for fields this release lacks."""
         try:
+            sections = {**sections, "train": {**BEFORE, **sections["train"]}}
             return cls(
                 **{name: kind(**sections[name]) for name, kind in get_type_hints(cls).items()}
             )
@@ -235,6 +243,9 @@ class Config:
             raise ConfigError("--guidance-interval has no effect on --guidance 1")
         if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
+
+
+BEFORE = {"min_epoch_steps": 1}  # of runs that were stored before these settings existed
 
 
 def options(section: object) -> Iterator[tuple[Field, Any, Any]]:
@@ -394,7 +405,7 @@ def shown(value: Any) -> str:
     """A value as it is typed behind its flag."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
 def settings() -> str:

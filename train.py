@@ -22,7 +22,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.setup import Args, describe, load_data, parse_args
+from training.setup import Args, describe, few_images, load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation
 from training.verify_resume import verify_resume
@@ -56,7 +56,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
     clock = Clock(device)
     config, train_set, test_set = load_data(args)
-    state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
+    start = args.resumed or args.pretrained
+    state = TrainState.create(config, len(train_set), device, ranks, start)
     if args.dry_run:
         print(describe(state, train_set))
         return 0
@@ -82,6 +83,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             state.changes += resume.announce(resumed, device)
         elif ranks.first:
             logger.start(train_set.source)
+        for line in few_images(state, test_set):
+            logger.note(line)
         if ranks.first:
             logger.write_config()
         while not state.finished and not stop.agreed(ranks):

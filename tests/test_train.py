@@ -1,5 +1,6 @@
 """Training from the command line: what it leaves, how it continues, what it refuses."""
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -143,9 +144,9 @@ def test_resume_auto_without_a_run_starts_fresh(capsys):
 
 def test_max_minutes_are_those_of_steps_and_validation():
     """Where a step takes 0.2 s, by a clock that the steps alone advance."""
-    minutes, seconds = 0.25, 0.2
+    minutes, seconds, epoch = 0.5, 0.2, 40
     flags = [*NETWORK, "--max-steps", "100000", "--max-minutes", str(minutes)]
-    flags += ["--batch-size", "10"]  # the speed is known before the first epoch of 10 steps ends
+    flags += ["--batch-size", "10", "--min-epoch-steps", "10"]  # of 32 images: 4 passes over 100
     with folder() as where:
         ended = faults.run(where, flags, "sabotage.steps_take", 200)
         assert ended.code == 0, ended.err
@@ -153,8 +154,8 @@ def test_max_minutes_are_those_of_steps_and_validation():
         rates = [e.value for e in curves(where).Scalars("train/lr")]
     assert steps == len(rates) == ended.step
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the schedule
-    validation = seconds * FORWARD * (100 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
-    planned = seconds * steps + validation * steps / 10
+    validation = seconds * FORWARD * (300 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
+    planned = seconds * steps + validation * math.ceil(steps / epoch)
     assert 0.95 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from config import PRESETS, Config, ConfigError, Parser, flag, shown
 from data import DataNotFound, ImageSet, load_splits
 from models.summary import layers, text
+from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
 
@@ -22,6 +24,7 @@ class Args:
 
     config: Config
     resumed: Resumed | None
+    pretrained: Pretrained | None
     run_root: Path
     device: str
     dry_run: bool
@@ -55,6 +58,8 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     own, typed = parser.parse(argv, list(vars(PRESETS["mnist"]).values()))
     if own["preset"] and own["resume"]:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
+    if own["resume"] and "init_from" in typed:
+        raise ConfigError("--init-from and --resume exclude each other: a run keeps its weights")
 
     resumed = find_checkpoint(own["resume"], own["run_root"])
     preset = PRESETS[own["preset"] or "mnist"]
@@ -66,10 +71,14 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         changes = changed_settings(resumed.path, stored, config)
         reschedule = any(getattr(config.train, n) != getattr(stored.train, n) for n in SCHEDULE)
         resumed = replace(resumed, changes=tuple(changes), reschedule=reschedule)
+    pretrained = find_pretrained(typed.get("init_from"), own["run_root"])
+    if pretrained:
+        config = config.override(init_from=str(pretrained.path))
     names = ("run_root", "device", "dry_run", "prove_resume", "replay")
     return Args(
         config=config,
         resumed=resumed,
+        pretrained=pretrained,
         **{name: own[name] for name in names},
         may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
         argv=sys.argv[1:] if argv is None else argv,
@@ -156,6 +165,14 @@ SUBSTITUTE = """
 """
 
 
+def few_images(state: TrainState, test_set: ImageSet) -> Iterator[str]:
+    """What a small data set changes, a line each."""
+    if state.epochs.passes > 1:
+        yield f"An epoch is {state.epochs}"
+    if not len(test_set):
+        yield "There is no held-out loss: all images are trained on"
+
+
 def describe(state: TrainState, train_set: ImageSet) -> str:
     """What --dry-run prints: settings, layers, data, device."""
     settings = [
@@ -170,6 +187,7 @@ def describe(state: TrainState, train_set: ImageSet) -> str:
             text(rows),
             "",
             f"{'data':26}{len(train_set):,} images: {train_set.source}",
+            f"{'epoch':26}{state.epochs}",
             f"{'device':26}{state.device}",
         ]
     )
