@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data.datasets
 import train
-from training.clock import FORWARD, RESERVE
+from training.clock import FORWARD, RESERVE, Clock
 from training.validate import PREVIEW
 from utils import checkpoint
 
@@ -157,6 +157,20 @@ def test_max_minutes_are_those_of_steps_and_validation():
     validation = seconds * FORWARD * (300 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
     planned = seconds * steps + validation * math.ceil(steps / epoch)
     assert 0.95 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
+
+
+@pytest.mark.parametrize("done", [0, 3, 9])
+def test_no_more_steps_would_fit_into_the_minutes(done):
+    """Steps of a minute, epochs of 10, of which some are done, and validations of 2.5 minutes."""
+    clock = Clock(torch.device("cpu"))
+    clock.step_seconds, clock.validation_images = 60.0, 2.5 / FORWARD
+
+    def planned(steps: int) -> float:
+        return steps + 2.5 * math.ceil((done + steps) / 10) if steps else 0
+
+    for minutes in (n + 0.2 for n in range(60)):
+        steps = clock.steps_left(minutes / (1 - RESERVE), done, epoch_steps=10, batch_size=1)
+        assert planned(steps) <= minutes < planned(steps + 1)
 
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
