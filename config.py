@@ -168,7 +168,14 @@ class TrainConfig:
     epochs: int = option(
         30, "passes over the training set; 0: limited by --max-steps or --max-minutes", 0
     )
+    min_epoch_steps: int = option(
+        300, "least steps of an epoch, which takes several passes over a small training set", 1
+    )
     batch_size: int = option(32, "images per step, over all ranks", 1)
+    flip: bool = option(False, "mirror every image, left to right, in half of its passes")
+    init_from: str = option(
+        "", "EMA weights to start from: checkpoint, version folder, latest; what fits is taken"
+    )
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"
     )
@@ -235,11 +242,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Inverse of dataclasses.asdict. Raises ConfigError for fields this release lacks."""
+        """Inverse of dataclasses.asdict, also of earlier releases. ConfigError for other fields."""
         sections = {name: dict(section) for name, section in sections.items()}
         try:
-            if isinstance(side := sections["data"]["image_size"], int):  # of releases before
+            if isinstance(side := sections["data"]["image_size"], int):
                 sections["data"]["image_size"] = (side, side)
+            sections["train"] = BEFORE | sections["train"]
             return cls(
                 **{name: kind(**sections[name]) for name, kind in get_type_hints(cls).items()}
             )
@@ -296,6 +304,9 @@ class Config:
             raise ConfigError("--guidance-interval has no effect on --guidance 1")
         if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
+
+
+BEFORE = {"min_epoch_steps": 1}  # of runs that were stored before these settings existed
 
 
 def options(section: object) -> Iterator[tuple[Field, Any, Any]]:
@@ -460,7 +471,7 @@ def shown(f: Field, value: Any) -> str:
         return spelling.show(value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
 def settings() -> str:

@@ -22,7 +22,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.setup import CACHE, Args, data_record, describe, load_data, parse_args
+from training.setup import CACHE, Args, data_record, describe, few_images, load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation
 from training.verify_resume import verify_resume
@@ -56,7 +56,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
     clock = Clock(device)
     config, train_set, test_set = load_data(args, ranks)
-    state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
+    start = args.resumed or args.pretrained
+    state = TrainState.create(config, len(train_set), device, ranks, start)
     if args.dry_run:
         print("\n".join([*report(train_set, test_set), "", describe(state)]))
         if train_set.notes and ranks.first:  # from files: show what becomes of them
@@ -85,6 +86,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             state.changes += resume.announce(resumed, device)
         elif ranks.first:
             logger.start(train_set, test_set)
+        for line in few_images(state):
+            logger.note(line)
         if ranks.first:
             logger.write_config()
         notes = {"data": data_record(train_set), "environment": environment(device)}

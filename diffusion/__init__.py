@@ -5,7 +5,7 @@ from diffusion.generate import DiffusionModel, generate
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
 from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
-from diffusion.validation import HeldOut, held_out_losses
+from diffusion.validation import HeldOut, held_out_losses, repeated
 
 __all__ = [
     "LOSSES",
@@ -27,6 +27,7 @@ __all__ = [
     "make_alphas",
     "make_diffusion",
     "options_of",
+    "repeated",
     "uniform_grid",
     "x0_errors",
 ]

@@ -1,5 +1,6 @@
 """The held-out loss, at fixed points (test image, t, noise): same weights, same number."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +11,7 @@ from diffusion.gaussian import GaussianDiffusion
 from diffusion.samplers import LabeledModel
 
 CHUNK = 256  # images per network evaluation
+LEAST = 256  # points from which an average over 1 ... T is taken
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,27 @@ class HeldOut:
 
     @classmethod
     def of(cls, x_0: Tensor, y: Tensor, diffusion: GaussianDiffusion) -> Self:
-        """t evenly from first_timestep to T, noise from a fixed seed, generated on the CPU."""
+        """t evenly from first_timestep to T, noise from a fixed seed, generated on the CPU.
+
+        Fewer than LEAST images are repeated, so that every part of 1 ... T is covered. ValueError
+        without any.
+        """
+        x_0, y = repeated(x_0, y)
         t = torch.linspace(diffusion.first_timestep, diffusion.timesteps, len(x_0)).round().long()
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
         return cls(x_0, y, t.to(x_0.device), noise.to(x_0.device))
+
+
+def repeated(x_0: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,), all of them equally often and at least LEAST in all.
+
+    In turn, so that each meets t from all of 1 ... T where t rises along the batch. ValueError
+    without any image.
+    """
+    if not len(x_0):
+        raise ValueError("there are no images")
+    times = math.ceil(LEAST / len(x_0))
+    return x_0.repeat(times, 1, 1, 1), y.repeat(times)
 
 
 @torch.no_grad()

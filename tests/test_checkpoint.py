@@ -119,6 +119,7 @@ def test_a_run_of_the_first_format_resumes_and_samples(few_digits, capsys):
     assert "Resuming after step 7" in capsys.readouterr().out
     resumed = checkpoint.load(checkpoint.find("latest", few_digits / "Logs_Checkpoints"))
     assert resumed["step"] == resumed["scheduler"]["total_steps"] == 9
+    assert resumed["epoch"] == 2  # its epochs are those it began with, of one pass
     first = result(few_digits)
     assert train.main(["--resume", str(path), "--device", "cpu"]) == 0
     assert result(few_digits) == first

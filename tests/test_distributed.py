@@ -61,6 +61,21 @@ def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
     assert out.count("Done after step 12") == 1  # the first rank alone prints
 
 
+def test_ranks_share_mirrored_images_in_several_passes_and_the_weights_of_another_run(
+    alone, tmp_path
+):
+    weights = ["--init-from", str(alone / "Logs_Checkpoints/checkpoints/version_0")]
+    flags = [*SHORT, "--min-epoch-steps", "4", *weights]  # 2 passes: 7 steps, the last of 2 images
+    for name in ("one", "two", "control"):
+        (tmp_path / name).mkdir()
+    assert run_alone(tmp_path / "one", [*flags, "--flip"]).code == 0
+    assert [end.code for end in ranks.run(tmp_path / "two", 2, [*flags, "--flip"])] == [0, 0]
+    assert run_alone(tmp_path / "control", flags).code == 0
+    assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
+    assert np.abs(curve(tmp_path / "control") / curve(tmp_path / "one") - 1).max() > 1e-3
+    assert (tmp_path / "two/out").read_text().count("weights taken") == 1
+
+
 def test_ranks_may_accumulate_gradients(alone, tmp_path):
     """Also where the ranks have a different number of them, in the last batch of one image."""
     assert [end.code for end in ranks.run(tmp_path, 2, [*SHORT, "--grad-accum", "3"])] == [0, 0]

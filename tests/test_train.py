@@ -1,5 +1,6 @@
 """Training from the command line: what it leaves, how it continues, what it refuses."""
 
+import math
 import os
 import signal
 
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data.datasets
 import train
-from training.clock import FORWARD, RESERVE
+from training.clock import FORWARD, RESERVE, Clock
 from training.validate import PREVIEW
 from utils import checkpoint
 
@@ -138,9 +139,9 @@ def test_resume_auto_without_a_run_starts_fresh(capsys):
 
 def test_max_minutes_are_those_of_steps_and_validation():
     """Where a step takes 0.2 s, by a clock that the steps alone advance."""
-    minutes, seconds = 0.25, 0.2
+    minutes, seconds, epoch = 0.5, 0.2, 40
     flags = [*NETWORK, "--max-steps", "100000", "--max-minutes", str(minutes)]
-    flags += ["--batch-size", "10"]  # the speed is known before the first epoch of 10 steps ends
+    flags += ["--batch-size", "10", "--min-epoch-steps", "10"]  # of 32 images: 4 passes over 100
     with folder() as where:
         ended = faults.run(where, flags, "sabotage.steps_take", 200)
         assert ended.code == 0, ended.err
@@ -148,9 +149,23 @@ def test_max_minutes_are_those_of_steps_and_validation():
         rates = [e.value for e in curves(where).Scalars("train/lr")]
     assert steps == len(rates) == ended.step
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the schedule
-    validation = seconds * FORWARD * (100 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
-    planned = seconds * steps + validation * steps / 10
+    validation = seconds * FORWARD * (300 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
+    planned = seconds * steps + validation * math.ceil(steps / epoch)
     assert 0.95 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
+
+
+@pytest.mark.parametrize("done", [0, 3, 9])
+def test_no_more_steps_would_fit_into_the_minutes(done):
+    """Steps of a minute, epochs of 10, of which some are done, and validations of 2.5 minutes."""
+    clock = Clock(torch.device("cpu"))
+    clock.step_seconds, clock.validation_images = 60.0, 2.5 / FORWARD
+
+    def planned(steps: int) -> float:
+        return steps + 2.5 * math.ceil((done + steps) / 10) if steps else 0
+
+    for minutes in (n + 0.2 for n in range(60)):
+        steps = clock.steps_left(minutes / (1 - RESERVE), done, epoch_steps=10, batch_size=1)
+        assert planned(steps) <= minutes < planned(steps + 1)
 
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):

@@ -1,8 +1,10 @@
 """The held-out loss depends on the weights alone."""
 
+import pytest
 import torch
 
-from diffusion import GaussianDiffusion, HeldOut, held_out_losses, make_alphas
+from diffusion import GaussianDiffusion, HeldOut, held_out_losses, make_alphas, repeated
+from diffusion.validation import LEAST
 
 
 def test_the_same_points_every_time_over_all_t():
@@ -28,3 +30,27 @@ def test_it_is_the_training_loss_at_every_point_with_its_own_label():
         lambda x, t: model(x, t, points.y), points.x_0, points.t, points.noise
     )
     torch.testing.assert_close(held_out_losses(model, diffusion, points), expected)
+
+
+@pytest.mark.parametrize("images", [1, 9, 90, 255])
+def test_few_images_cover_every_part_of_1_to_T_and_each_of_them_meets_all_of_it(images):
+    diffusion = GaussianDiffusion(make_alphas("cosine", 1000))
+    numbers = torch.arange(images)
+    points = HeldOut.of(numbers.float().view(-1, 1, 1, 1), numbers, diffusion)
+    assert len(points.t) >= LEAST
+    assert points.y.bincount().unique().tolist() == [len(points.t) // images]
+    assert torch.equal(points.x_0.flatten().long(), points.y)
+    quarters = ((points.t - 1) * 4 // 1000).bincount()
+    assert (quarters - len(points.t) / 4).abs().max() <= 1
+    first = points.t[points.y == 0]
+    assert first.min() == 1
+    assert first.max() > 500
+    assert len({tuple(row.tolist()) for row in points.noise.flatten(1)}) == len(points.t)
+
+
+def test_enough_images_are_not_repeated_and_none_are_refused():
+    enough = torch.randn(LEAST, 1, 2, 2), torch.arange(LEAST)
+    assert all(torch.equal(a, b) for a, b in zip(repeated(*enough), enough, strict=True))
+    assert len(repeated(enough[0][1:], enough[1][1:])[0]) == 2 * (LEAST - 1)  # control
+    with pytest.raises(ValueError, match="no images"):
+        repeated(enough[0][:0], enough[1][:0])

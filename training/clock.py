@@ -62,19 +62,20 @@ class Clock:
     def fit_schedule(self, state: TrainState) -> LRSchedule:
         """The longest schedule that ends within --max-minutes."""
         c, epochs = state.config.train, state.epochs
-        validation = self.validation_images / c.batch_size
+        done = state.step % epochs.steps
         left = state.ranks.from_first(
-            lambda: self.steps_left(c.max_minutes, epochs.steps, validation)
+            lambda: self.steps_left(c.max_minutes, done, epochs.steps, c.batch_size)
         )
         total = min(state.step + left, epochs.limit(c))
         return LRSchedule.over(total, c.warmup_steps, c.decay)
 
-    def steps_left(self, max_minutes: float, epoch_steps: int, validation: float) -> int:
-        """How many more steps fit; validation: forward passes per epoch, in batches."""
+    def steps_left(self, max_minutes: float, done: int, epoch_steps: int, batch_size: int) -> int:
+        """How many more steps fit, with a validation after every epoch; done: steps of this one."""
         seconds = 60 * max_minutes * (1 - RESERVE) - (time.monotonic() - self.began)
-        validation *= FORWARD  # in training steps
-        steps = (seconds / self.step_seconds - validation) / (1 + validation / epoch_steps)
-        return max(0, int(steps))
+        validation = FORWARD * self.validation_images / batch_size  # in training steps
+        whole, rest = divmod(seconds / self.step_seconds + done, epoch_steps + validation)
+        steps = whole * epoch_steps + max(0, rest - validation)
+        return max(0, int(steps) - done)
 
     def restart_save(self) -> None:
         """A checkpoint was just written."""

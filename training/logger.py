@@ -124,17 +124,24 @@ class Logger:
         if epoch_finished or not ranks.first:
             sums.zero_()
 
-    def write_validation(self, loss: float, samples: list[Tensor]) -> None:
-        """The held-out loss, a grid of samples, a strip of the reverse process."""
+    def note(self, line: str) -> None:
+        """Print a line that holds for the whole run, and keep it beside the curves."""
+        print(line, flush=True)
+        self.writer.add_text("notes", line, self.state.step)
+
+    def write_validation(self, loss: float | None, samples: list[Tensor]) -> None:
+        """The held-out loss, if there is one, a grid of samples, a strip of the reverse process."""
         step = self.state.step
-        self.writer.add_scalar("held_out/loss", loss, step)
+        if loss is not None:
+            self.writer.add_scalar("held_out/loss", loss, step)
         names = self.class_names if self.state.model.num_classes else ()
         titles = [name for name, _ in zip(cycle(names), samples[-1], strict=False)]
         grid = images.grid(samples[-1], titles=titles)
         self.writer.add_image("samples", grid, step)
         self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
         save_picture(grid, self.run.logs / f"samples_{step:08d}.png")
-        print(f"Step {step}: held-out loss {loss:.5f}", flush=True)
+        found = "samples drawn" if loss is None else f"held-out loss {loss:.5f}"
+        print(f"Step {step}: {found}", flush=True)
 
     def show_schedule(self, clock: Clock) -> None:
         """Print the throughput, once it is known, and the time that is left."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from data import (
 )
 from models import check_size
 from models.summary import layers, text
+from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
 from utils.distributed import Ranks
@@ -34,6 +36,7 @@ class Args:
 
     config: Config
     resumed: Resumed | None
+    pretrained: Pretrained | None
     run_root: Path
     device: str
     dry_run: bool
@@ -67,6 +70,8 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     own, typed = parser.parse(argv, list(vars(PRESETS["mnist"]).values()))
     if own["preset"] and own["resume"]:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
+    if own["resume"] and "init_from" in typed:
+        raise ConfigError("--init-from and --resume exclude each other: a run keeps its weights")
 
     resumed = find_checkpoint(own["resume"], own["run_root"])
     preset = PRESETS[own["preset"] or "mnist"]
@@ -78,10 +83,14 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         changes = changed_settings(resumed.path, stored, config)
         reschedule = any(getattr(config.train, n) != getattr(stored.train, n) for n in SCHEDULE)
         resumed = replace(resumed, changes=tuple(changes), reschedule=reschedule)
+    pretrained = find_pretrained(typed.get("init_from"), own["run_root"])
+    if pretrained:
+        config = config.override(init_from=str(pretrained.path))
     names = ("run_root", "device", "dry_run", "prove_resume", "replay")
     return Args(
         config=config,
         resumed=resumed,
+        pretrained=pretrained,
         **{name: own[name] for name in names},
         may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
         argv=sys.argv[1:] if argv is None else argv,
@@ -201,6 +210,12 @@ SUBSTITUTE = """
 """
 
 
+def few_images(state: TrainState) -> Iterator[str]:
+    """What a small data set changes, a line each."""
+    if state.epochs.passes > 1:
+        yield f"An epoch is {state.epochs}"
+
+
 def describe(state: TrainState) -> str:
     """What --dry-run prints besides the data: settings, layers, device."""
     settings = [f"{flag(f.name):26}{shown(f, value)}" for f, _, value in state.config.options()]
@@ -211,6 +226,7 @@ def describe(state: TrainState) -> str:
             "",
             text(rows),
             "",
+            f"{'epoch':26}{state.epochs}",
             f"{'device':26}{state.device}",
         ]
     )

@@ -14,26 +14,39 @@ from data import ImageSet
 from diffusion import GaussianDiffusion, make_diffusion
 from models import PowerEMA, UNet, check_size
 from training.optim import OPTIMIZERS, LRSchedule
+from training.pretrained import Pretrained
 from training.resume import Resumed
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
-from utils.seeding import mix, permutation
+from utils.seeding import coins, mix, permutation
 
+COUNTED = 32  # images that a step of fewer counts as, in the length of an epoch
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """How the global steps 1, 2, ... are divided into epochs."""
+    """How the global steps 1, 2, ... are divided into epochs of one or more passes over the images.
+
+    An epoch ends with validation and a checkpoint, which cost the same for few images: hence at
+    least min_steps steps. Where a pass ends within a batch, the next one fills it.
+    """
 
     images: int
     batch_size: int
+    min_steps: int = 1
+
+    @property
+    def passes(self) -> int:
+        """Passes per epoch: one, or as many as min_steps steps take."""
+        least = self.min_steps * max(self.batch_size, COUNTED)
+        return math.ceil(least / self.images)
 
     @property
     def steps(self) -> int:
         """Steps per epoch; the last batch may be smaller."""
-        return math.ceil(self.images / self.batch_size)
+        return math.ceil(self.passes * self.images / self.batch_size)
 
     def limit(self, c: TrainConfig) -> float:
         """The smaller of --epochs and --max-steps, in steps; infinite if both are 0."""
@@ -42,7 +55,24 @@ class Epochs:
     def global_batch(self, step: int) -> int:
         """Images in the batch of this step, over all ranks."""
         done = (step - 1) % self.steps * self.batch_size
-        return min(self.batch_size, self.images - done)
+        return min(self.batch_size, self.passes * self.images - done)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The images of an epoch, (passes * images,): a permutation for each pass."""
+        return torch.cat([permutation(self.images, seed, i) for i in self.numbers(epoch)])
+
+    def flips(self, seed: int, epoch: int) -> Tensor:
+        """Which of them are mirrored, in this order; keyed by (seed, pass, image)."""
+        n = self.images
+        return torch.cat([coins(n, seed, i)[permutation(n, seed, i)] for i in self.numbers(epoch)])
+
+    def numbers(self, epoch: int) -> range:
+        """The passes of an epoch, counted over the whole run."""
+        return range(epoch * self.passes, (epoch + 1) * self.passes)
+
+    def __str__(self) -> str:
+        passes = f"{self.passes} passes" if self.passes > 1 else "one pass"
+        return f"{self.steps:,} steps: {passes} over {self.images:,} images"
 
 
 @dataclass
@@ -73,24 +103,27 @@ class TrainState:
         images: int,
         device: torch.device,
         ranks: Ranks,
-        resumed: Resumed | None,
+        start: Resumed | Pretrained | None,
     ) -> Self:
-        """Initialize, or restore from a checkpoint."""
+        """Initialize, from scratch or from the weights of another run, or resume a checkpoint."""
         c = config.train
         model, diffusion = build(config)
+        if isinstance(start, Pretrained):
+            start.initialize(model)
         model, diffusion = model.to(device), diffusion.to(device)
         optimizers = OPTIMIZERS[c.optimizer](model, c.lr, c.weight_decay)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-        ema, epochs = PowerEMA(model, c.ema_power, c.ema_decay), Epochs(images, c.batch_size)
+        ema = PowerEMA(model, c.ema_power, c.ema_decay)
+        epochs = Epochs(images, c.batch_size, c.min_epoch_steps)
         state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks)
         state.skipped = state.skipped.to(device)
         state.loss_by_quartile = state.loss_by_quartile.to(device)
         if not c.max_minutes:
             state.schedule = LRSchedule.over(epochs.limit(c), c.warmup_steps, c.decay)
-        if resumed:
-            state.load(resumed)
+        if isinstance(start, Resumed):
+            state.load(start)
         model.checkpoint_activations = c.checkpoint_activations
         if compiles(c, device, state.schedule and state.schedule.total_steps - state.step):
             model.compile(dynamic=False)  # in place, so that the keys of its state_dict stay
@@ -128,11 +161,14 @@ class TrainState:
         self, train_set: ImageSet, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the batches that are left of the epoch, or of the next few."""
-        epoch, done = divmod(self.step, self.epochs.steps)
-        order = permutation(len(train_set), self.config.train.seed, epoch)
-        batch_size = self.config.train.batch_size
-        left = order[done * batch_size :][: most and most * batch_size]
-        return train_set.batches(left, batch_size, (self.ranks.rank, self.ranks.world))
+        c, (epoch, done) = self.config.train, divmod(self.step, self.epochs.steps)
+        left = slice(done * c.batch_size, most and (done + most) * c.batch_size)
+        order = self.epochs.order(c.seed, epoch)[left]
+        batches = train_set.batches(order, c.batch_size, (self.ranks.rank, self.ranks.world))
+        if not c.flip:
+            return batches
+        flips = self.epochs.flips(c.seed, epoch)[left].split(c.batch_size)
+        return flipped(batches, map(self.ranks.share, flips))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -171,6 +207,14 @@ class TrainState:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
         if ckpt["scheduler"] and not resumed.reschedule:
             self.schedule = LRSchedule(**ckpt["scheduler"])
+
+
+def flipped(
+    batches: Iterator[tuple[Tensor, Tensor]], flips: Iterator[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, with those images (B, C, H, W) mirrored left to right whose flip (B,) is set."""
+    for (x_0, y), flip in zip(batches, flips, strict=True):
+        yield torch.where(flip.to(x_0.device).view(-1, 1, 1, 1), x_0.flip(-1), x_0), y
 
 
 def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:

@@ -13,6 +13,7 @@ from diffusion import (
     Sampler,
     generate,
     held_out_losses,
+    repeated,
     x0_errors,
 )
 from training.state import TrainState
@@ -28,12 +29,14 @@ class Validation:
     """The fixed images on which every epoch is validated."""
 
     def __init__(self, state: TrainState, train_set: ImageSet, test_set: ImageSet) -> None:
-        self.held_out = HeldOut.of(*subset(test_set, HELD_OUT), state.diffusion)
-        self.train_set = train_set
-        self.images = len(self.held_out.t) + PREVIEW * state.config.sample.steps
+        self.train_set, self.held_out = train_set, None
+        self.images = PREVIEW * state.config.sample.steps
+        if len(test_set):
+            self.held_out = HeldOut.of(*subset(test_set, HELD_OUT), state.diffusion)
+            self.images += len(self.held_out.t)
 
-    def run(self, state: TrainState) -> tuple[float, list[Tensor]]:
-        """The held-out loss, and x_T ... x_0 of some samples; updates state.best.
+    def run(self, state: TrainState) -> tuple[float | None, list[Tensor]]:
+        """The held-out loss, None without test images, and x_T ... x_0 of some samples.
 
         At the end of the run, or where samples need them now, also the network's errors of x_0.
         """
@@ -41,13 +44,18 @@ class Validation:
         state.x0_error = None
         if state.finished or sample.variance == "optimal":  # in float32, as sample.py samples
             denoiser = Denoiser(state.ema, diffusion, sample.clip)
-            state.x0_error = x0_errors(denoiser, subset(self.train_set, ERRORS))
+            state.x0_error = x0_errors(denoiser, repeated(*subset(self.train_set, ERRORS)))
         with autocast(state.device, state.config.train.precision):
-            loss = held_out_losses(state.ema, diffusion, self.held_out).mean().item()
-            states = preview(state)
+            return self.held_out_loss(state), preview(state)
+
+    def held_out_loss(self, state: TrainState) -> float | None:
+        """Of the EMA weights; updates state.best. None without test images."""
+        if self.held_out is None:
+            return None
+        loss = held_out_losses(state.ema, state.diffusion, self.held_out).mean().item()
         if state.best is None or loss < state.best["loss"]:
             state.best = {"step": state.step, "loss": loss}
-        return loss, states
+        return loss
 
 
 def subset(image_set: ImageSet, count: int) -> tuple[Tensor, Tensor]:

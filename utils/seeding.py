@@ -22,9 +22,14 @@ def generator(device: torch.device | str, *keys: int | str) -> Generator:
     return Generator(device).manual_seed(mix(*keys))
 
 
-def permutation(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of the training set in this epoch: (n,) int64 on the CPU."""
-    return torch.randperm(n, generator=generator("cpu", seed, "permutation", epoch))
+def permutation(n: int, seed: int, number: int) -> Tensor:
+    """The order of the training set in this pass over it: (n,) int64 on the CPU."""
+    return torch.randperm(n, generator=generator("cpu", seed, "permutation", number))
+
+
+def coins(n: int, seed: int, number: int) -> Tensor:
+    """A fair coin for every image of the training set in this pass: (n,) bool on the CPU."""
+    return torch.rand(n, generator=generator("cpu", seed, "flip", number)) < 0.5
 
 
 def image_noise(
