@@ -166,10 +166,10 @@ class TrainConfig:
     """How train.py optimizes."""
 
     epochs: int = option(
-        30, "passes over the training set; 0: limited by --max-steps or --max-minutes", 0
+        30, "epochs, of one pass or more; 0: limited by --max-steps or --max-minutes", 0
     )
     min_epoch_steps: int = option(
-        300, "least steps of an epoch, which takes several passes over a small training set", 1
+        300, "least steps of an epoch: over a small training set it takes several passes", 1
     )
     batch_size: int = option(32, "images per step, over all ranks", 1)
     flip: bool = option(False, "mirror every image, left to right, in half of its passes")

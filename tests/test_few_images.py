@@ -66,7 +66,9 @@ NUMBERS = TensorSet("", "numbers", (), NUMBERED, torch.zeros(24, dtype=torch.int
 def flipping(**changes) -> TrainState:
     """With epochs of 4 passes over NUMBERS, in 14 batches of 7."""
     small = {"base_channels": 8, "channel_multipliers": (1,), "attention_levels": (), "heads": 2}
-    config = PRESETS["smoke"].override(**small, image_size=28, num_classes=0, min_epoch_steps=3)
+    config = PRESETS["smoke"].override(
+        **small, image_channels=1, image_size=(28, 28), num_classes=0, min_epoch_steps=3
+    )
     config = config.override(**{"batch_size": 7, "flip": True, **changes})
     return TrainState.create(config, len(NUMBERS), CPU, Ranks(), None)
 
@@ -144,7 +146,7 @@ def test_without_test_images_there_is_no_curve_of_the_held_out_loss(few_digits, 
         tags = events.Reload().Tags()
         assert ("held_out/loss" in tags["scalars"]) == held_out
         assert "samples" in tags["images"]
-        notes = [e.tensor_proto.string_val[0] for e in events.Tensors("notes/text_summary")]
+        notes = [e.tensor_proto.string_val[0] for e in events.Tensors("data/text_summary")]
         assert any(b"no held-out loss" in note for note in notes) == (not held_out)
 
 

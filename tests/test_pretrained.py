@@ -24,7 +24,13 @@ def source(few_digits, capsys) -> Pretrained:
 def network(**changes) -> torch.nn.Module:
     """That of the source, initialized."""
     small = {"base_channels": 8, "emb_channels": 16, "channel_multipliers": (1,), "heads": 2}
-    small |= {"attention_levels": (), "patch_size": 7, "num_classes": 10, "image_size": 28}
+    small |= {
+        "attention_levels": (),
+        "patch_size": 7,
+        "num_classes": 10,
+        "image_size": (28, 28),
+        "image_channels": 1,
+    }
     return build(Config().override(**{**small, **changes}))[0]
 
 

@@ -27,7 +27,9 @@ class Pretrained:
         fits = [name for name in own if form(self.weights.get(name)) == form(own[name])]
         taken, every = (sum(own[name].numel() for name in names) for names in (fits, own))
         if not fits:
-            raise ConfigError(f"no weights of {self.path} fit: its network has other layers")
+            raise ConfigError(
+                f"no weights of {self.path} fit this network: type the network settings of that run"
+            )
         model.load_state_dict({name: self.weights[name] for name in fits}, strict=False)
         rest = "; ".join(mismatches(self.weights, own))
         line = f"Starting from {self.path}: {taken:,} of {every:,} weights taken"

@@ -29,6 +29,8 @@ def verify_resume(args: Args) -> int:
     if typed := OWN.intersection(word.split("=")[0] for word in flags):
         raise ConfigError(f"--prove-resume chooses {', '.join(sorted(typed))} itself")
     flags += ["--epochs", "0", "--max-steps", str(STEPS)]
+    if args.pretrained:  # "latest" is not under the temporary folder
+        flags += ["--init-from", str(args.pretrained.path)]
     with tempfile.TemporaryDirectory() as folder:
         unbroken, killed = Path(folder, "unbroken"), Path(folder, "killed")
         finish(start(flags, unbroken))
