@@ -294,7 +294,8 @@ def held_out(labels: Tensor, digests: Tensor) -> Tensor:
     """Which images are held out, (N,) bool: a tenth of each class, but at least one.
 
     Those with the lowest hash of their content: another image in the folder does not change the
-    others' lot. None of fewer than MIN_IMAGES, none of a class with fewer than MIN_CLASS.
+    others' lot, and copies of a held-out image are held out too. None of fewer than MIN_IMAGES, none
+    of a class with fewer than MIN_CLASS.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     if len(labels) < MIN_IMAGES:
@@ -305,7 +306,7 @@ def held_out(labels: Tensor, digests: Tensor) -> Tensor:
         if len(own) >= MIN_CLASS:
             count = max(1, len(own) // HELD_OUT_EVERY)
             chosen[own[order[own].argsort(stable=True)[:count]]] = True
-    return chosen
+    return torch.isin(order, order[chosen])
 
 
 def check_damaged(damaged: dict[str, str], options: DataOptions) -> None:
@@ -345,5 +346,7 @@ def left_out_note(listing: Listing, decoded: Decoded) -> Iterator[str]:
     counts = listing.left_out + Counter(damaged=len(decoded.damaged))
     if text := summary(counts):
         yield f"left out: {text}"
+    if copies := len(decoded.digests) - len(decoded.digests.unique(dim=0)):
+        yield f"{copies:,} images are copies of others, byte by byte"
     if decoded.profiles:
         yield f"{decoded.profiles:,} images have an ICC profile, which is not applied"

@@ -284,6 +284,16 @@ def test_held_out_images_are_of_every_class_that_has_enough():
     assert [int(chosen[labels == label].sum()) for label in range(5)] == [5, 1, 1, 0, 0]
 
 
+def test_copies_are_on_one_side():
+    digests = torch.randint(0, 256, (60, 32), dtype=torch.uint8).repeat(2, 1)
+    labels = torch.tensor([0] * 60 + [1] * 60)
+    chosen = held_out(labels, digests)
+    assert torch.equal(chosen[:60], chosen[60:])
+    assert 6 <= chosen[:60].sum() <= 12
+    labels[90:] = 2  # the copies in two classes of their own
+    assert torch.equal(*held_out(labels, digests).view(2, 60))
+
+
 def test_another_image_does_not_change_the_lot_of_the_others():
     digests = torch.randint(0, 256, (100, 32), dtype=torch.uint8)
     labels = torch.zeros(100, dtype=torch.int64)
