@@ -294,8 +294,8 @@ def held_out(labels: Tensor, digests: Tensor) -> Tensor:
     """Which images are held out, (N,) bool: a tenth of each class, but at least one.
 
     Those with the lowest hash of their content: another image in the folder does not change the
-    others' lot, and copies of a held-out image are held out too. None of fewer than MIN_IMAGES, none
-    of a class with fewer than MIN_CLASS.
+    others' lot, and copies of a held-out image are held out too. None of fewer than MIN_IMAGES,
+    none of a class with fewer than MIN_CLASS.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     if len(labels) < MIN_IMAGES:
