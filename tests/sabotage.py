@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.utils import tensorboard
 
 import data.datasets
 import data.image_set
 import train
 import training.clock
-from utils import checkpoint, runs
+from training import events
+from utils import checkpoint, files, runs
 
 
 def die() -> None:
@@ -191,8 +191,7 @@ def randomness_of_the_process(_: int) -> None:
 
 def log_without_purge(_: int) -> None:
     """Curves without the step from which they replace earlier ones."""
-    original = tensorboard.SummaryWriter
-    tensorboard.SummaryWriter = lambda folder, **_: original(folder)
+    events.EventWriter.purge = lambda *_: None
 
 
 # The machine.
@@ -211,6 +210,46 @@ def remove_logs(step: int) -> None:
     before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).logs))
 
 
+def lose_folders(step: int) -> None:
+    """The version's folders are renamed when this step begins; it goes on once ``go`` is there."""
+
+    def lose(state) -> None:
+        if state.step == step:
+            run = run_of(state)
+            for path in (run.logs, run.checkpoints):
+                path.rename(path.with_name("moved"))
+            wait_for_go()
+
+    before_step(lose)
+
+
+def lose_folders_unclaimed(step: int) -> None:
+    """A control: a run that writes to whatever has the name of its folder."""
+    files.Claim.check = lambda _: None
+    lose_folders(step)
+
+
+def delete_folders(step: int) -> None:
+    """They are deleted."""
+
+    def delete(state) -> None:
+        if state.step == step:
+            run = run_of(state)
+            shutil.rmtree(run.logs)
+            shutil.rmtree(run.checkpoints)
+            wait_for_go()
+
+    before_step(delete)
+
+
+def wait_for_go() -> None:
+    """Say so in the file ``lost``, and wait for the file ``go``."""
+    Path("lost").touch()
+    ends = time.monotonic() + 60
+    while not Path("go").exists() and time.monotonic() < ends:
+        time.sleep(0.005)
+
+
 def run_of(state) -> runs.Run:
     """The run of a training that has saved a checkpoint."""
     return runs.run_of(state.saved)
@@ -226,6 +265,18 @@ def steps_take(milliseconds: int) -> None:
 
     training.clock.time = SimpleNamespace(monotonic=lambda: now)
     before_step(advance)
+
+
+def set_clock(seconds: int) -> None:
+    """The system's clock is ahead by so many seconds."""
+    now = time.time
+    time.time = lambda: now() + seconds
+
+
+def set_clock_and_trust_it(seconds: int) -> None:
+    """A control: event files are named by the clock alone, as by TensorBoard's own writer."""
+    set_clock(seconds)
+    events.next_number = lambda _: int(time.time())
 
 
 def be_nobody(_: int) -> None:

@@ -2,10 +2,7 @@
 
 import math
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,13 +11,12 @@ from tqdm import tqdm
 
 from models.summary import layers, markdown
 from training.clock import Clock
+from training.events import EventWriter
 from training.nonfinite import StepResult
 from training.state import TrainState
 from utils import checkpoint, images, runs
 from utils.process import StopSignal
 from utils.runs import Run
-
-WRITING_THREAD = "tensorboard.summary.writer.event_file_writer"  # the module of its class
 
 
 class Logger:
@@ -31,17 +27,16 @@ class Logger:
 
     def __init__(self, run: Run, state: TrainState) -> None:
         self.run, self.state = run, state
-        self.writer = Writer(run.logs, state.step + 1, silent=not state.ranks.first)
+        self.writer = EventWriter(run.logs, state.step + 1, silent=not state.ranks.first)
         self.bar: tqdm | None = None
         self.steps: list[int] = []
         self.values: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
-        self.writer.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.writer.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
 
     def write_config(self) -> None:
         """The configuration as a file; rewritten after a resume, which may have changed it."""
@@ -126,6 +121,7 @@ class Logger:
         self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
         path = self.run.logs / f"samples_{step:08d}.png"
         try:
+            self.run.claim.check()
             images.save_png(grid, path)
         except OSError as e:
             print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
@@ -150,47 +146,3 @@ class Logger:
             return stop.exit_code
         print(f"Done after step {step}; draw images: python sample.py --ckpt {path}")
         return 0
-
-
-class Writer:
-    """SummaryWriter that disables itself, with one warning, if writing fails.
-
-    purge_step: a resumed run repeats the steps after its checkpoint. TensorBoard then drops the
-    points of the interrupted process, provided that this one set a purge_step too.
-    """
-
-    def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 0.1 s, that --dry-run can do without
-
-        self.folder, self.failed = folder, silent
-        self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
-
-    def attempt(self, action: Callable[..., Any], *values: object, **options: object) -> Any:
-        """Its result; None after a failure, now or earlier."""
-        if self.failed:
-            return None
-        try:
-            return action(*values, **options)
-        except Exception as e:  # TensorFlow's file layer, where installed, has classes of its own
-            self.failed = True
-            reason = e.strerror if isinstance(e, OSError) else e
-            print(f"warning: no more curves, cannot write {self.folder}: {reason}", file=sys.stderr)
-            return None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *values, **options: self.attempt(
-            lambda: getattr(self.writer, name)(*values, **options)
-        )
-
-    def __enter__(self) -> Self:
-        self.before, threading.excepthook = threading.excepthook, self.thread_failed
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-        threading.excepthook = self.before
-
-    def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """Silence the traceback of the writing thread: the next call here gets the same error."""
-        if type(failure.thread).__module__ != WRITING_THREAD:
-            self.before(failure)
