@@ -202,6 +202,23 @@ def file_size_limit(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+def memory_limit(megabytes: int) -> None:
+    """While a checkpoint is read, the process may take so much more memory: a real shortage."""
+    load = checkpoint.load
+
+    def limited(*arguments):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize() + megabytes * 2**20
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size, before[1]))
+        try:
+            return load(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    checkpoint.load = limited
+
+
 def remove_checkpoints(step: int) -> None:
     before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).checkpoints))
 

@@ -90,6 +90,26 @@ def test_a_vanished_checkpoint_folder_is_one_line():
         count("the checkpoint folder vanishes", 1, 1, "one line, exit code 1")
 
 
+@pytest.mark.parametrize("limits", [[8], pytest.param(range(0, 36, 3), marks=pytest.mark.slow)])
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(limits):
+    with folder() as where:
+        assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
+        for path in checkpoints(where).values():
+            state = checkpoint.load(path)
+            checkpoint.save(path, {**state, "more": torch.zeros(10_000_000)})  # 40 MB
+        before = contents(where / "Logs_Checkpoints")
+        for megabytes in limits:
+            ended = run(where, AGAIN, "sabotage.memory_limit", megabytes)
+            assert ended.code == 2
+            one_line(ended.err, "step_00000010.pt: not enough memory for its 38 MB")
+            assert contents(where / "Logs_Checkpoints") == before
+        for path in checkpoints(where).values():  # control: what differs is damaged
+            path.write_bytes(before[path][:-99] + bytes(99))
+        assert "none of the 2 checkpoints" in run(where, AGAIN).err
+        end = "one line, exit code 2, nothing renamed"
+        count("a checkpoint larger than the memory", len(limits), len(limits), end)
+
+
 def test_curves_that_cannot_be_written_do_not_cost_the_run():
     with folder() as where, folder() as other:
         ended = run(where, AGAIN, "sabotage.remove_logs", 7)
