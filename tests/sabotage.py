@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -395,12 +396,44 @@ def stop_once_scheduled(milliseconds: int) -> None:
     before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
 
 
-def interrupt_while_opening_data(_: int) -> None:
-    """SIGINT comes before the first step."""
+def signal_while_opening_data(number: int) -> None:
+    """It comes before the first step, where nothing waits for it."""
     original = data.datasets.DATASETS["digits"]
 
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return original(*arguments)
 
     data.datasets.DATASETS["digits"] = interrupted
+
+
+def signal_before_the_first_step(number: int) -> None:
+    """It comes when the folders of the run are made."""
+    original = train.Validation
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    train.Validation = interrupted
+
+
+def ignore(number: int) -> None:
+    """As nohup does with SIGHUP, and a shell with its background jobs' SIGINT."""
+    signal.signal(number, signal.SIG_IGN)
+
+
+# Output.
+
+
+def close_output(number: int) -> None:
+    """As ``>&-`` and ``2>&-``: Python then has no such stream."""
+    os.close(number)
+    setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+
+
+def leave_output(number: int) -> None:
+    """As ``| head -0``: whoever read it is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, number)

@@ -14,8 +14,8 @@ from training.clock import Clock
 from training.events import EventWriter
 from training.nonfinite import StepResult
 from training.state import TrainState
-from utils import checkpoint, images, runs
-from utils.process import StopSignal
+from utils import images, runs
+from utils.process import StopSignal, command
 from utils.runs import Run
 
 
@@ -139,10 +139,14 @@ class Logger:
 
     def goodbye(self, stop: StopSignal) -> int:
         """Print the last step and the command that continues; the exit code."""
-        step = self.state.step
-        path = self.run.checkpoints / checkpoint.filename(step)
+        step, path = self.state.step, self.state.saved
         if stop.number and not self.state.finished:
-            print(f"Interrupted after step {step}; go on: python train.py --resume {path}")
+            if path is None:
+                print("Interrupted before the first step; start again with the same command")
+            else:
+                print(
+                    f"Interrupted after step {step}; go on: {command('train.py', '--resume', path)}"
+                )
             return stop.exit_code
-        print(f"Done after step {step}; draw images: python sample.py --ckpt {path}")
+        print(f"Done after step {step}; draw images: {command('sample.py', '--ckpt', path)}")
         return 0
