@@ -6,11 +6,17 @@ python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 """
 
 import re
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
 
 import torch
 from torch import Tensor
@@ -60,7 +66,7 @@ class Evaluation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done, 1: failed, 2: bad input, 130: interrupted."""
+    """Exit code 0: done, 1: failed, 2: bad input, 128 + N: stopped by signal N."""
     return exit_code(
         "evaluate.py", lambda: run(parse_args(argv)), "interrupted; metrics.json is unchanged"
     )

@@ -8,11 +8,17 @@ From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
 
 import numpy as np
 import torch
@@ -83,7 +89,7 @@ class Args(CommonArgs):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done, 1: failed to write, 2: bad input, 130: interrupted."""
+    """Exit code 0: done, 1: failed to write, 2: bad input, 128 + N: stopped by signal N."""
     return exit_code("sample.py", lambda: run(parse_args(argv)), "interrupted")
 
 

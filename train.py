@@ -6,7 +6,14 @@ python train.py --preset original       # the original's network, process and ob
 python train.py --resume auto           # continue the last run
 """
 
+import signal
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +36,7 @@ from training.verify_resume import verify_resume
 from utils import checkpoint
 from utils.devices import autocast, pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.process import StopSignal, exit_code, steady_output
+from utils.process import StopSignal, exit_code
 from utils.runs import environment, open_run
 from utils.seeding import generator, mix
 
@@ -37,8 +44,8 @@ LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: done, 1: failed, 2: bad input, 130 or 143: stopped by a signal, resumable."""
-    interrupted = "interrupted at once; go on with --resume auto"
+    """Exit code 0: done, 1: failed, 2: bad input, 128 + N: stopped by signal N, resumable."""
+    interrupted = "interrupted before the first step"
     return exit_code("train.py", lambda: launch(parse_args(argv, __doc__)), interrupted)
 
 
@@ -48,7 +55,7 @@ def launch(args: Args) -> int:
         return verify_resume(args)
     device = pick_device(args.device)
     tune(device)
-    with steady_output(), joined(device) as ranks:
+    with joined(device) as ranks:
         return train(args, device, ranks)
 
 
@@ -73,9 +80,9 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
 
     resumed = args.resumed
     with (
+        StopSignal() as stop,
         open_run(args.run_root, resumed and resumed.path, ranks) as run,
         Logger(run, state, train_set.class_names) as logger,
-        StopSignal() as stop,
     ):
         print("\n".join(report(train_set, test_set)), flush=True)
         validation = Validation(state, train_set, test_set)

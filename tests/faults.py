@@ -162,8 +162,8 @@ def child(where: str, argv: list[str], steps, hook: str, argument: int, environm
         module, name = hook.split(".")
         getattr(importlib.import_module(module), name)(argument)
     code = train.main(argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     os._exit(code)
 
 

@@ -7,20 +7,21 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.utils import tensorboard
 
 import data.datasets
 import data.folder
 import data.image_set
 import train
 import training.clock
-from utils import checkpoint, runs
+from training import events
+from utils import checkpoint, files, runs
 
 
 def die() -> None:
@@ -191,8 +192,7 @@ def randomness_of_the_process(_: int) -> None:
 
 def log_without_purge(_: int) -> None:
     """Curves without the step from which they replace earlier ones."""
-    original = tensorboard.SummaryWriter
-    tensorboard.SummaryWriter = lambda folder, **_: original(folder)
+    events.EventWriter.purge = lambda *_: None
 
 
 # The machine.
@@ -203,12 +203,69 @@ def file_size_limit(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+def memory_limit(megabytes: int) -> None:
+    """While a checkpoint is read, the process may take so much more memory: a real shortage."""
+    load = checkpoint.load
+
+    def limited(*arguments):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize() + megabytes * 2**20
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size, before[1]))
+        try:
+            return load(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    checkpoint.load = limited
+
+
 def remove_checkpoints(step: int) -> None:
     before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).checkpoints))
 
 
 def remove_logs(step: int) -> None:
     before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).logs))
+
+
+def lose_folders(step: int) -> None:
+    """The version's folders are renamed when this step begins; it goes on once ``go`` is there."""
+
+    def lose(state) -> None:
+        if state.step == step:
+            run = run_of(state)
+            for path in (run.logs, run.checkpoints):
+                path.rename(path.with_name("moved"))
+            wait_for_go()
+
+    before_step(lose)
+
+
+def lose_folders_unclaimed(step: int) -> None:
+    """A control: a run that writes to whatever has the name of its folder."""
+    files.Claim.check = lambda _: None
+    lose_folders(step)
+
+
+def delete_folders(step: int) -> None:
+    """They are deleted."""
+
+    def delete(state) -> None:
+        if state.step == step:
+            run = run_of(state)
+            shutil.rmtree(run.logs)
+            shutil.rmtree(run.checkpoints)
+            wait_for_go()
+
+    before_step(delete)
+
+
+def wait_for_go() -> None:
+    """Say so in the file ``lost``, and wait for the file ``go``."""
+    Path("lost").touch()
+    ends = time.monotonic() + 60
+    while not Path("go").exists() and time.monotonic() < ends:
+        time.sleep(0.005)
 
 
 def run_of(state) -> runs.Run:
@@ -226,6 +283,18 @@ def steps_take(milliseconds: int) -> None:
 
     training.clock.time = SimpleNamespace(monotonic=lambda: now)
     before_step(advance)
+
+
+def set_clock(seconds: int) -> None:
+    """The system's clock is ahead by so many seconds."""
+    now = time.time
+    time.time = lambda: now() + seconds
+
+
+def set_clock_and_trust_it(seconds: int) -> None:
+    """A control: event files are named by the clock alone, as by TensorBoard's own writer."""
+    set_clock(seconds)
+    events.next_number = lambda _: int(time.time())
 
 
 def be_nobody(_: int) -> None:
@@ -330,12 +399,44 @@ def stop_once_scheduled(milliseconds: int) -> None:
     before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
 
 
-def interrupt_while_opening_data(_: int) -> None:
-    """SIGINT comes before the first step."""
+def signal_while_opening_data(number: int) -> None:
+    """It comes before the first step, where nothing waits for it."""
     original = data.datasets.DATASETS["digits"]
 
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return original(*arguments)
 
     data.datasets.DATASETS["digits"] = interrupted
+
+
+def signal_before_the_first_step(number: int) -> None:
+    """It comes when the folders of the run are made."""
+    original = train.Validation
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    train.Validation = interrupted
+
+
+def ignore(number: int) -> None:
+    """As nohup does with SIGHUP, and a shell with its background jobs' SIGINT."""
+    signal.signal(number, signal.SIG_IGN)
+
+
+# Output.
+
+
+def close_output(number: int) -> None:
+    """As ``>&-`` and ``2>&-``: Python then has no such stream."""
+    os.close(number)
+    setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+
+
+def leave_output(number: int) -> None:
+    """As ``| head -0``: whoever read it is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, number)

@@ -5,6 +5,8 @@ The same command is given again until it succeeds, as a scheduler would.
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from functools import cache
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from faults import (
     AGAIN,
+    ROOT,
     SECONDS,
     SMALL,
     STEPS,
@@ -30,6 +33,9 @@ from sabotage import IN_SAVE
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.seeding import permutation
+
+NAMES = "SIGINT, SIGTERM, SIGHUP or SIGUSR1"
+STOP = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 
 @cache
@@ -131,7 +137,7 @@ def test_several_kills_in_one_run_many_times():
 
 def interrupt(seed: int) -> None:
     """The process finishes its step, saves it, and says by its exit code what happened."""
-    number = (signal.SIGTERM, signal.SIGINT)[seed % 2]
+    number = STOP[seed % 4]
     draw = random.Random(3000 + seed)
     with folder() as where:
         process = Process(where, AGAIN)
@@ -145,13 +151,13 @@ def interrupt(seed: int) -> None:
 
 def test_signals_lose_no_step():
     two_at_a_time(interrupt, 4)
-    count("SIGTERM or SIGINT at a random step", 4, 4, "0 steps lost, exit code 143 or 130")
+    count(f"{NAMES} at a random step", 4, 4, "0 steps lost, exit code 128 + N")
 
 
 @pytest.mark.slow
 def test_signals_lose_no_step_many_times():
     two_at_a_time(interrupt, 100)
-    count("SIGTERM or SIGINT at a random step", 100, 100, "0 steps lost, exit code 143 or 130")
+    count(f"{NAMES} at a random step", 100, 100, "0 steps lost, exit code 128 + N")
 
 
 def in_second_save(where, hook: str) -> Process:
@@ -198,13 +204,68 @@ def test_a_signal_inside_a_save_waits_for_it():
             assert finish(where) == unbroken()
 
 
-def test_a_signal_before_the_first_step_is_one_line():
+@pytest.mark.parametrize("trials", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_signal_before_the_first_step_is_one_line(trials):
+    """In a new run there is no checkpoint whose name could be given."""
+    for number in STOP * trials:
+        with folder() as where:
+            ended = run(where, AGAIN, "sabotage.signal_while_opening_data", number)
+            assert ended.code == 128 + number
+            assert ended.err == "train.py: interrupted before the first step\n"
+            assert not checkpoints(where)
+            ended = run(where, AGAIN, "sabotage.signal_before_the_first_step", number)
+            assert ended.code == 128 + number
+            assert ended.out.splitlines()[-1].startswith("Interrupted before the first step")
+            assert ".pt" not in ended.out
+            assert not list(where.rglob("*.pt"))
+        count(f"{NAMES} before the first step", 2, 2, "one line, exit code 128 + N")
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_names_its_checkpoint():
     with folder() as where:
-        process = Process(where, AGAIN, "sabotage.interrupt_while_opening_data")
-        ended = process.end()
-        assert ended.code == 130
-        assert "Traceback" not in ended.err
-        assert finish(where) == unbroken()
+        assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
+        hook = "sabotage.signal_before_the_first_step"
+        ended = run(where, AGAIN, hook, signal.SIGTERM)
+        assert ended.code == 143
+        assert f"--resume {checkpoints(where)[10].relative_to(where)}" in ended.out
+
+
+def test_a_signal_that_was_ignored_when_the_program_started_stays_ignored():
+    for number in (signal.SIGHUP, signal.SIGINT):
+        with folder() as where:
+            process = Process(where, AGAIN, "sabotage.ignore", number)
+            assert process.wait_for(3)
+            process.kill(number)
+            assert process.end().code == 0
+            assert result(where) == unbroken()
+
+
+def interrupted_import(*command: str) -> tuple[int, str]:
+    """Ctrl-C once torch is being imported: the exit code, and what is left of stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *command], stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "torch._C" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=SECONDS)[1]
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train.py",
+        *(pytest.param(f"{s}.py", marks=pytest.mark.slow) for s in ("sample", "evaluate")),
+    ],
+)
+def test_ctrl_c_in_the_first_second_has_no_traceback(script):
+    code, errors = interrupted_import(str(ROOT / script))
+    assert code == -signal.SIGINT
+    assert "Traceback" not in errors
+    code, errors = interrupted_import("-c", "import torch")
+    assert "Traceback" in errors  # control
 
 
 def test_without_keyed_randomness_the_result_would_differ():

@@ -17,8 +17,10 @@ from faults import (
     AGAIN,
     FORK,
     ROOT,
+    SECONDS,
     SMALL,
     STEPS,
+    Ended,
     Process,
     checkpoints,
     count,
@@ -40,6 +42,7 @@ from utils.files import LOCK, LockError, only_writer
 from utils.pytree import digest, not_finite
 
 LOGS = "Logs_Checkpoints/Inference/version_0"
+FOLDERS = ("lose", "delete")  # what happens to those of a living run
 
 
 def verified(where: Path) -> list[int]:
@@ -85,6 +88,26 @@ def test_a_vanished_checkpoint_folder_is_one_line():
         assert ended.code == 1
         one_line(ended.err, "cannot write", "No such file or directory")
         count("the checkpoint folder vanishes", 1, 1, "one line, exit code 1")
+
+
+@pytest.mark.parametrize("limits", [[8], pytest.param(range(0, 36, 3), marks=pytest.mark.slow)])
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(limits):
+    with folder() as where:
+        assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
+        for path in checkpoints(where).values():
+            state = checkpoint.load(path)
+            checkpoint.save(path, {**state, "more": torch.zeros(10_000_000)})  # 40 MB
+        before = contents(where / "Logs_Checkpoints")
+        for megabytes in limits:
+            ended = run(where, AGAIN, "sabotage.memory_limit", megabytes)
+            assert ended.code == 2
+            one_line(ended.err, "step_00000010.pt: not enough memory for its 38 MB")
+            assert contents(where / "Logs_Checkpoints") == before
+        for path in checkpoints(where).values():  # control: what differs is damaged
+            path.write_bytes(before[path][:-99] + bytes(99))
+        assert "none of the 2 checkpoints" in run(where, AGAIN).err
+        end = "one line, exit code 2, nothing renamed"
+        count("a checkpoint larger than the memory", len(limits), len(limits), end)
 
 
 def test_curves_that_cannot_be_written_do_not_cost_the_run():
@@ -144,6 +167,51 @@ def test_a_run_has_one_writer():
         assert run(where, AGAIN).code == 0  # a dead owner's lock is taken over
         assert not leftovers(where)
         count("a second process resumes a running run", 1, 1, "refused, naming process and host")
+
+
+def contents(where: Path) -> dict[Path, bytes]:
+    """Every file below it."""
+    return {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
+
+
+def second_run_in_its_place(where: Path, hook: str) -> tuple[Ended, bool]:
+    """How a run ends whose folders another takes over; whether all of the other's files stay."""
+    first = Process(where, SMALL, hook, 7)
+    ends = time.monotonic() + SECONDS
+    while not (where / "lost").exists() and time.monotonic() < ends:
+        time.sleep(0.005)
+    assert run(where, [*SMALL, "--seed", "1"]).code == 0
+    assert list(checkpoints(where)) == [15, 20]  # of version_0, the number that was free again
+    trees = [
+        where / "Logs_Checkpoints" / tree / "version_0" for tree in ("Inference", "checkpoints")
+    ]
+    before = [contents(tree) for tree in trees]
+    (where / "go").touch()
+    ended = first.end()
+    return ended, [contents(tree) for tree in trees] == before
+
+
+@pytest.mark.parametrize(
+    ("trials", "fault"),
+    [*((1, f) for f in FOLDERS), *(pytest.param(12, f, marks=pytest.mark.slow) for f in FOLDERS)],
+)
+def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, fault):
+    for _ in range(trials):
+        with folder() as where:
+            ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}_folders")
+            assert untouched
+            assert ended.code == 1
+            one_line(ended.err, "cannot write", "there is no earlier one")
+            assert ended.step == 10  # its next save
+    count("another run takes the number of a living one", trials, trials, "neither loses a file")
+
+
+def test_a_run_that_does_not_look_destroys_the_other():
+    """The control."""
+    with folder() as where:
+        ended, untouched = second_run_in_its_place(where, "sabotage.lose_folders_unclaimed")
+        assert ended.code == 0
+        assert not untouched
 
 
 def hold(path: str, held, most) -> None:
@@ -344,6 +412,27 @@ def test_without_purge_step_the_curves_would_repeat_themselves():
         checkpoints(where)[15].unlink()
         assert run(where, AGAIN).code == 0
         assert events(where) == list(range(1, STEPS + 1))
+
+
+def resumed_by_a_clock(ahead: int, hook: str) -> list[int]:
+    """The steps in the curves, where the clock was ahead at the resume by so many seconds."""
+    with folder() as where:
+        assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
+        assert run(where, AGAIN, f"sabotage.{hook}", ahead).code == 0
+        return events(where)
+
+
+@pytest.mark.parametrize("trials", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_curves_do_not_depend_on_the_clock(trials):
+    for trial in range(trials):
+        back = -3600 * (1 + trial)
+        assert resumed_by_a_clock(back, "set_clock") == list(range(1, STEPS + 1))
+    count("the clock is set back before a resume", trials, trials, "every step once, in order")
+
+
+def test_curves_named_by_the_clock_would_end_at_the_resume():
+    """The control."""
+    assert resumed_by_a_clock(-3600, "set_clock_and_trust_it") == list(range(1, 11))
 
 
 def test_at_every_instant_there_are_two_whole_checkpoints():

@@ -2,8 +2,7 @@
 
 import math
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -16,15 +15,16 @@ from tqdm import tqdm
 from data import ImageSet, report
 from models.summary import layers, markdown
 from training.clock import Clock
+from training.events import EventWriter
 from training.nonfinite import StepResult
 from training.state import TrainState
-from utils import checkpoint, images, runs
-from utils.process import StopSignal
+from utils import images, runs
+from utils.files import Claim
+from utils.process import StopSignal, command
 from utils.runs import Run
 from utils.seeding import permutation
 
 SHEET, SHEET_IMAGES, SHEET_COLUMNS = "data.png", 64, 8  # the contact sheet of the training images
-WRITING_THREAD = "tensorboard.summary.writer.event_file_writer"  # the module of its class
 
 
 class Logger:
@@ -35,17 +35,16 @@ class Logger:
 
     def __init__(self, run: Run, state: TrainState, class_names: Sequence[str]) -> None:
         self.run, self.state, self.class_names = run, state, class_names
-        self.writer = Writer(run.logs, state.step + 1, silent=not state.ranks.first)
+        self.writer = EventWriter(run.logs, state.step + 1, silent=not state.ranks.first)
         self.bar: tqdm | None = None
         self.steps: list[int] = []
         self.values: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
-        self.writer.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.writer.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
 
     def write_config(self) -> None:
         """The configuration as a file; rewritten after a resume, which may have changed it."""
@@ -63,8 +62,9 @@ class Logger:
         table = markdown(layers(model, self.state.config.image_shape))
         self.writer.add_text("layers", table, 0)
         self.writer.add_text("data", "  \n".join(report(train_set, test_set)), 0)
-        self.writer.add_image("data", contact_sheet(train_set), 0)
-        save_contact_sheet(train_set, self.run.logs)
+        sheet = contact_sheet(train_set)
+        self.writer.add_image("data", sheet, 0)
+        save_picture(sheet, self.run.logs / SHEET, self.run.claim)
 
     def progress_bar(self) -> tqdm:
         """Of this epoch; disabled without a terminal and on ranks other than 0."""
@@ -139,7 +139,7 @@ class Logger:
         grid = images.grid(samples[-1], titles=titles)
         self.writer.add_image("samples", grid, step)
         self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
-        save_picture(grid, self.run.logs / f"samples_{step:08d}.png")
+        save_picture(grid, self.run.logs / f"samples_{step:08d}.png", self.run.claim)
         found = "samples drawn" if loss is None else f"held-out loss {loss:.5f}"
         print(f"Step {step}: {found}", flush=True)
 
@@ -155,12 +155,16 @@ class Logger:
 
     def goodbye(self, stop: StopSignal) -> int:
         """Print the last step and the command that continues; the exit code."""
-        step = self.state.step
-        path = self.run.checkpoints / checkpoint.filename(step)
+        step, path = self.state.step, self.state.saved
         if stop.number and not self.state.finished:
-            print(f"Interrupted after step {step}; go on: python train.py --resume {path}")
+            if path is None:
+                print("Interrupted before the first step; start again with the same command")
+            else:
+                print(
+                    f"Interrupted after step {step}; go on: {command('train.py', '--resume', path)}"
+                )
             return stop.exit_code
-        print(f"Done after step {step}; draw images: python sample.py --ckpt {path}")
+        print(f"Done after step {step}; draw images: {command('sample.py', '--ckpt', path)}")
         return 0
 
 
@@ -174,57 +178,16 @@ def contact_sheet(train_set: ImageSet) -> Tensor:
 
 def save_contact_sheet(train_set: ImageSet, folder: Path) -> str:
     """Write it, and say where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_picture(contact_sheet(train_set), folder / SHEET)
     return f"images as the network gets them: {folder / SHEET}"
 
 
-def save_picture(picture: Tensor, path: Path) -> None:
+def save_picture(picture: Tensor, path: Path, claim: Claim | None = None) -> None:
     """Write a PNG; what cannot be written is a warning, not the end of the run."""
     try:
+        if claim:
+            claim.check()
         images.save_png(picture, path)
     except OSError as e:
         print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)
-
-
-class Writer:
-    """SummaryWriter that disables itself, with one warning, if writing fails.
-
-    purge_step: a resumed run repeats the steps after its checkpoint. TensorBoard then drops the
-    points of the interrupted process, provided that this one set a purge_step too.
-    """
-
-    def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 0.1 s, that --dry-run can do without
-
-        self.folder, self.failed = folder, silent
-        self.writer = self.attempt(SummaryWriter, folder, purge_step=first_step)
-
-    def attempt(self, action: Callable[..., Any], *values: object, **options: object) -> Any:
-        """Its result; None after a failure, now or earlier."""
-        if self.failed:
-            return None
-        try:
-            return action(*values, **options)
-        except Exception as e:  # TensorFlow's file layer, where installed, has classes of its own
-            self.failed = True
-            reason = e.strerror if isinstance(e, OSError) else e
-            print(f"warning: no more curves, cannot write {self.folder}: {reason}", file=sys.stderr)
-            return None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *values, **options: self.attempt(
-            lambda: getattr(self.writer, name)(*values, **options)
-        )
-
-    def __enter__(self) -> Self:
-        self.before, threading.excepthook = threading.excepthook, self.thread_failed
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-        threading.excepthook = self.before
-
-    def thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """Silence the traceback of the writing thread: the next call here gets the same error."""
-        if type(failure.thread).__module__ != WRITING_THREAD:
-            self.before(failure)

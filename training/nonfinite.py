@@ -5,6 +5,7 @@ Decided on the device, as a check on the host would synchronize every step.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from models.summary import watched
 from training.state import TrainState
 from utils import checkpoint
 from utils.errors import StoppedError
+from utils.process import command
 
 LIMIT = 3  # skipped updates in a row
 
@@ -71,10 +73,11 @@ def raise_if_diverged(state: TrainState, step: Step, train_set: ImageSet) -> Non
         raise NotFiniteError(
             f"{line}\nNo checkpoint was written yet: start again with --lr {lr / 2:g}"
         )
+    resume = partial(command, "train.py", "--resume")
     raise NotFiniteError(
         f"{line}\nThe last good checkpoint is {good}\n"
-        f"Go on with a lower learning rate: python train.py --resume {good} --lr {lr / 2:g}\n"
-        f"See the step again: python train.py --resume {good} --replay {first}"
+        f"Go on with a lower learning rate: {resume(good, '--lr', f'{lr / 2:g}')}\n"
+        f"See the step again: {resume(good, '--replay', first)}"
     )
 
 

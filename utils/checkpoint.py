@@ -4,7 +4,10 @@
 is compared on load. They are read by utils.safe_load and in no other way.
 """
 
+import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import torch
 
+from utils.devices import out_of_memory
 from utils.errors import InputError
 from utils.files import whole_file
 from utils.pytree import digest, mismatches, not_finite
@@ -59,14 +63,40 @@ def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
 def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict[str, Any]:
     """The verified content, tensors on the CPU. Raises CheckpointError.
 
-    kind: what it was saved as; parts: what it must have.
+    kind: what it was saved as; parts: what it must have. DamagedError is for a file that was read
+    and is not what was written: lack of memory, or a disk that fails, say nothing about it.
     """
     try:
-        content = safe_load(path)
+        return check(path, safe_load(path), kind, parts)
+    except CheckpointError:
+        raise
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror or e}") from e
-    except Exception as e:  # what a damaged file makes the unpickler raise has no common class
+    except Exception as e:
+        if out_of_memory(e):
+            size = path.stat().st_size / 2**20
+            reason = f"not enough memory for its {size:,.0f} MB; free some, and try again"
+            raise CheckpointError(f"cannot read {path}: {reason}") from e
+        if not is_of_content(path, e):
+            raise CheckpointError(f"cannot read {path}: {type(e).__name__}: {e}") from e
         raise DamagedError(f"{path} is damaged or not a checkpoint ({type(e).__name__})") from e
+
+
+def is_of_content(path: Path, error: Exception) -> bool:
+    """Whether it is the bytes of the file that made safe_load fail."""
+    if isinstance(error, ValueError | zipfile.BadZipFile | pickle.UnpicklingError):
+        return True
+    if "PytorchStreamReader" in str(error):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None  # by the CRC-32 of each entry
+    except (ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return True
+
+
+def check(path: Path, content: Any, kind: str, parts: Collection[str]) -> dict[str, Any]:
+    """The content, verified. Raises CheckpointError."""
     if not isinstance(content, dict) or content.get("format") != kind:
         raise DamagedError(f"{path} is not a checkpoint of this program")
     if content.get("format_version") != FORMAT_VERSION:
@@ -88,7 +118,7 @@ def is_intact(content: dict[str, Any]) -> bool:
     expected = content.pop("sha256", None)
     try:
         return digest(content) == expected
-    except (TypeError, ValueError, RuntimeError):  # holds what save never writes
+    except (TypeError, ValueError):  # holds what save never writes
         return False
 
 

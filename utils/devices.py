@@ -1,6 +1,7 @@
 """Where to compute, and in which number format."""
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -27,6 +28,17 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(f"--device {name}: this machine has {count} CUDA devices; use cpu")
     return device
+
+
+# The CPU's allocator, CUDA and MPS, cuBLAS and cuDNN, and the reader of zip files.
+OUT_OF_MEMORY = re.compile("allocate memory|[Nn]ot enough memory|out of memory|ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory, of the machine or of the device, could not be had."""
+    if isinstance(error, RuntimeError):  # torch has no class of its own for it on the CPU
+        return bool(OUT_OF_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError)
 
 
 # Of mallopt, from malloc.h of the GNU C library.

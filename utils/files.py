@@ -1,16 +1,21 @@
 """Files that are whole under their name or not there, even after kill -9; one writer per folder."""
 
-import fcntl
+import errno
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from utils.errors import InputError
 
-LOCK = "writer.lock"
+LOCK, OWNER = "writer.lock", "writer.txt"
+PATIENCE = 0.2  # seconds for a lock: the process before may be about to delete its own
 
 
 @contextmanager
@@ -73,50 +78,57 @@ class LockError(InputError):
     """A folder that another process writes to; names the folder and the process."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A folder that this process alone writes to."""
+
+    folder: Path
+    owner: str  # the text of its file OWNER, which no other process shares
+
+    def check(self) -> None:
+        """OSError where the folder was moved or removed; another process's may be in its place."""
+        path = self.folder / OWNER
+        if path.read_text() != self.owner:
+            raise OSError(errno.ESTALE, f"now the folder of {owner_of(self.folder)}", str(path))
+
+
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[Claim]:
     """No other process writes to the folder while ``with`` lasts.
 
     The system lets go of the lock when its process ends, however that comes about, so the lock of
-    a dead one is simply taken over. Raises LockError at once where a living one holds it.
+    a dead one is simply taken over. Raises LockError where a living one holds it.
     """
-    path = folder / LOCK
-    handle = None
+    lock = FileLock(folder / LOCK, timeout=PATIENCE, poll_interval=PATIENCE / 10)
+    who = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4()}\n"
+    claim = Claim(folder, who)
     try:
-        while handle is None:
-            handle = take(path)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except BlockingIOError as e:
-        owner = owner_of(path)
+        lock.acquire()
+        (folder / OWNER).write_text(who)
+    except Timeout as e:
+        owner = owner_of(folder)
         raise LockError(f"{folder} is being written by {owner}: wait for it or stop it") from e
-    except OSError as e:
-        raise LockError(f"cannot lock {path}: {e.strerror}") from e
+    except (OSError, NotImplementedError) as e:  # the latter where the file system has no locks
+        release(claim, lock)
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise LockError(f"cannot lock {folder / LOCK}: {reason}") from e
     try:
-        yield
+        yield claim
     finally:
-        with suppress(OSError):  # where the folder is gone
-            path.unlink()  # while it is held: afterwards it may be another process's
-        os.close(handle)
+        release(claim, lock)
 
 
-def take(path: Path) -> int | None:
-    """The locked file; None where its last owner deleted it meanwhile. BlockingIOError if held."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-    except OSError:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
-
-
-def owner_of(path: Path) -> str:
-    """The owner that the lock file names; the file may be empty, or gone by now."""
+def release(claim: Claim, lock: FileLock) -> None:
+    """Delete what marks the folder, unless it is another process's by now, and unlock it."""
     with suppress(OSError):
-        return path.read_text().strip() or "another process"
+        claim.check()
+        (claim.folder / OWNER).unlink()
+        (claim.folder / LOCK).unlink()  # while it is held: afterwards it may be another process's
+    lock.release()
+
+
+def owner_of(folder: Path) -> str:
+    """The process that the folder names as its writer, if any is named."""
+    with suppress(OSError):
+        return (folder / OWNER).read_text().partition("\n")[0] or "another process"
     return "another process"

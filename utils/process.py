@@ -1,48 +1,104 @@
-"""This process: exit codes, stop signals, closed pipes."""
+"""This process: exit codes, stop signals, output that nobody reads."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType, TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 
+# Ctrl-C, kill, a closed terminal, and what clusters send before they take the machine.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
+
 
 def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:
-    """That of the work; 1 where it stopped on the way, 2 for bad input, 130 for Ctrl-C."""
+    """That of the work; 1 where it stopped on the way, 2 for bad input, 128 + N for signal N."""
+    with steady_output():
+        try:
+            with interruptible():
+                return work()
+        except InputError as e:
+            print(f"{program}: error: {e}", file=sys.stderr)
+            return 2
+        except StoppedError as e:
+            print(f"{program}: stopped: {e}", file=sys.stderr)
+        except OSError as e:
+            reason = f"{e.filename or 'a file'}: {e.strerror or e}"
+            print(f"{program}: stopped: {reason}", file=sys.stderr)
+        except Interrupted as e:
+            print(f"{program}: {e.line or interrupted}", file=sys.stderr)
+            return 128 + e.number
+        return 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop signal that ends the program at once; ``line``: what to say, if not the usual."""
+
+    def __init__(self, number: int, line: str = "") -> None:
+        super().__init__(number)
+        self.number, self.line = number, line
+
+
+def handlers() -> dict[int, Any]:
+    """The stop signals with their handlers, but for those that were ignored when the program
+    started, as nohup ignores SIGHUP. None outside the main thread, where Python handles none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    found = {number: signal.getsignal(number) for number in known}
+    return {n: handler for n, handler in found.items() if handler != signal.SIG_IGN}
+
+
+def restore(before: dict[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it a stop signal raises Interrupted; a second one kills the process."""
+    before = handlers()
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        restore(dict.fromkeys(before, signal.SIG_DFL))
+        raise Interrupted(number)
+
+    restore(dict.fromkeys(before, interrupt))
     try:
-        return work()
-    except InputError as e:
-        print(f"{program}: error: {e}", file=sys.stderr)
-        return 2
-    except StoppedError as e:
-        print(f"{program}: stopped: {e}", file=sys.stderr)
-    except OSError as e:
-        reason = f"{e.filename or 'a file'}: {e.strerror or e}"
-        print(f"{program}: stopped: {reason}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"{program}: {interrupted}", file=sys.stderr)
-        return 130
-    return 1
+        yield
+    finally:
+        restore(before)
 
 
 class StopSignal:
-    """Within ``with``: the first SIGINT or SIGTERM is recorded, a second has its default effect."""
+    """Within ``with``: the first stop signal is recorded; a second one ends the program at once."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self.before = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.before = handlers()
+        restore(dict.fromkeys(self.before, self.note))
         return self
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
         self.number = number
-        self.restore()
+        restore(dict.fromkeys(self.before, signal.SIG_DFL))
+        if signal.SIGINT in self.before:
+            signal.signal(signal.SIGINT, self.interrupt)
+
+    @staticmethod
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number, "interrupted at once; go on with --resume auto")
 
     def agreed(self, ranks: Ranks) -> bool:
         """Whether any rank was asked to stop; then all of them are."""
@@ -51,36 +107,39 @@ class StopSignal:
             self.note(number)
         return bool(number)
 
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
     def __exit__(
         self,
         _kind: type[BaseException] | None,
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self.restore()
+        restore(self.before)
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects: 130 after SIGINT, 143 after SIGTERM."""
+        """What a shell expects: 130 after SIGINT, 143 after SIGTERM, 129 and 138 of the others."""
         return 128 + self.number
 
 
+def command(script: str, *words: object) -> str:
+    """A command line to be pasted into a shell, whatever characters the paths have."""
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join(["python", script, *map(str, words)])
+
+
 class Steady:
-    """A stream whose reader may close it, as by ``| head``."""
+    """A stream whose reader may leave, as ``| head`` does, or know ASCII alone."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        encoding = self.stream.encoding or "utf-8"
         try:
-            return self.stream.write(text)
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError:
             self.silence()
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         try:
@@ -100,6 +159,17 @@ class Steady:
 
 @contextmanager
 def steady_output() -> Iterator[None]:
-    """A closed stdout or stderr does not end a training."""
-    with redirect_stdout(Steady(sys.stdout)), redirect_stderr(Steady(sys.stderr)):
-        yield
+    """Within it nobody has to listen: stdout and stderr may be closed, at any time."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed from the start: otherwise the next file opened would be stdout
+            os.open(os.devnull, os.O_RDWR)
+    with open(os.devnull, "w") as nowhere:
+        out, err = (Steady(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                yield
+            finally:
+                out.flush()
+                err.flush()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from utils import checkpoint
 from utils.devices import has_bf16
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
-from utils.files import LOCK, LockError, only_writer, remove_partial, whole_file
+from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
 from utils.pytree import not_finite
 
 
@@ -33,14 +33,23 @@ class Run:
 
     logs: Path
     checkpoints: Path
+    claim: Claim | None = field(default=None, compare=False)  # of the one that may write to them
 
     def save(self, state: Any, notes: Mapping[str, Any], keep: int = 2) -> None:
-        """Write a checkpoint; then delete all but the newest few and the best."""
+        """Write a checkpoint; then delete all but the newest few and the best.
+
+        StoppedError where it cannot be written, or where these folders are another run's by now.
+        """
         path = self.checkpoints / checkpoint.filename(state.step)
         try:
+            self.claim.check()
             checkpoint.save(path, {**state.state_dict(), **notes})
+            self.claim.check()
         except checkpoint.CheckpointError as e:
-            raise StoppedError(f"{e}; the last good one is {state.saved}") from e
+            raise StoppedError(f"{e}; {last_good(state.saved)}") from e
+        except OSError as e:
+            reason = f"cannot write {path}: {e.strerror}"
+            raise StoppedError(f"{reason}; {last_good(state.saved)}") from e
         state.saved = path
         checkpoint.prune(self.checkpoints, state.best and state.best["step"], keep)
 
@@ -60,10 +69,16 @@ class Run:
         for folder in self.checkpoints.parent.glob("version_*"):
             sister = run_of(folder / "any")
             with suppress(LockError, OSError):
-                if any(path.name.endswith((".partial", LOCK)) for path in folder.iterdir()):
+                if any(path.name.endswith((".partial", LOCK, OWNER)) for path in folder.iterdir()):
                     with only_writer(folder):
                         remove_partial(sister.checkpoints)
                         remove_partial(sister.logs)
+
+
+def last_good(saved: Path | None) -> str:
+    """Which checkpoint is left; for the end of a line."""
+    there = saved is not None and saved.exists()
+    return f"the last good one is {saved}" if there else "there is no earlier one"
 
 
 @contextmanager
@@ -73,8 +88,8 @@ def open_run(root: Path, resumed: Path | None, ranks: Ranks) -> Iterator[Run]:
     if ranks.first:
         run.sweep()
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
-    with ranks.alone(only_writer(run.checkpoints)):
-        yield run
+    with ranks.alone(only_writer(run.checkpoints)) as claim:
+        yield replace(run, claim=claim)
 
 
 def new_run(root: Path) -> Run:

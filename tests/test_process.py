@@ -1,0 +1,101 @@
+"""Output that nobody reads, or that must be ASCII, and commands to be pasted into a shell."""
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from faults import AGAIN, ROOT, SECONDS, STEPS, checkpoints, count, folder, newest, run
+
+import evaluate
+import sample
+from utils.process import Steady, command, exit_code
+
+pytest_plugins = "trained"
+
+
+@pytest.mark.parametrize("hook", ["close_output", "leave_output"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_nobody_has_to_listen_to_a_training(hook, number):
+    with folder() as where:
+        assert run(where, AGAIN, f"sabotage.{hook}", number).code == 0
+        assert newest(where)["step"] == STEPS
+
+
+def deaf() -> io.TextIOWrapper:
+    """A stream that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.usefixtures("few_drawn")
+@pytest.mark.parametrize("make", [deaf, lambda: None], ids=["left", "closed"])
+def test_nobody_has_to_listen_to_an_evaluation(trained, tmp_path, monkeypatch, make):
+    metrics = trained / "Inference/version_0/metrics.json"
+    metrics.unlink(missing_ok=True)
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--device", "cpu", "--num", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", make())
+        patch.setattr(sys, "stderr", make())
+        assert evaluate.main([*flags, "--only", "held-out"]) == 0
+        assert sample.main([*flags, "--out", str(tmp_path / "out")]) == 0
+    assert "held_out" in json.loads(metrics.read_text())
+    assert (tmp_path / "out/grid.png").exists()
+
+
+def test_a_stream_that_nobody_reads_fails_otherwise():
+    """The control."""
+    stream = deaf()
+    with pytest.raises(BrokenPipeError):
+        print("text", file=stream, flush=True)
+    steady = Steady(stream)
+    print("text", file=steady, flush=True)
+    steady.close()
+
+
+def test_an_ascii_terminal_gets_ascii():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    with pytest.raises(UnicodeEncodeError):  # control
+        print("müde", file=stream)
+    print("müde", file=Steady(stream), flush=True)
+    assert raw.getvalue() == b"m\\xfcde\n"
+
+
+def test_commands_can_be_pasted():
+    words = ["--ckpt", "a folder/it's/step.pt"]
+    assert shlex.split(command("sample.py", *words)) == ["python", "sample.py", *words]
+
+
+def test_a_signal_handler_is_left_as_it_was():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code("x", lambda: 7, "") == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+SMOKE = "--preset smoke --device cpu --max-steps 4 --steps 2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deafness", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "| head -1"])
+def test_a_shell_may_close_any_of_them(deafness):
+    with folder() as where:
+        for script, flags, made in (
+            ("train", SMOKE, "checkpoints/version_0/step_00000004.pt"),
+            ("evaluate", "--ckpt latest --only held-out", "Inference/version_0/metrics.json"),
+            ("sample", "--ckpt latest --num 4 --out out", "../out/grid.png"),
+        ):
+            python, path = shlex.quote(sys.executable), shlex.quote(str(ROOT / f"{script}.py"))
+            line = f"{python} {path} {flags} {deafness}"
+            subprocess.run(
+                ["bash", "-o", "pipefail", "-c", line], cwd=where, timeout=SECONDS, check=True
+            )
+            assert (where / "Logs_Checkpoints" / made).exists()
+        assert len(checkpoints(where)) == 1
+    count("stdout or stderr closed, or left by its reader", 3, 3, "all three scripts finish")

@@ -1,0 +1,91 @@
+"""TensorBoard's event files, in the order in which they were written, whatever the clock says."""
+
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+NAME = "events.out.tfevents.{:010d}.{}.{}"  # TensorBoard reads files in the order of their names
+
+
+class EventWriter:
+    """One event file; disables itself, with one warning, if it cannot be written.
+
+    A resumed run repeats the steps after its checkpoint: TensorBoard drops what earlier files have
+    from ``first_step`` on.
+    """
+
+    def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
+        self.folder, self.failed, self.file = folder, silent, None
+        self.attempt(self.open)
+        self.attempt(self.purge, first_step)
+
+    def open(self) -> None:
+        """Import TensorBoard (0.1 s, that --dry-run can do without), and make the file."""
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self.protos, self.summary = event_pb2, summary
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = NAME.format(next_number(self.folder), socket.gethostname(), os.getpid())
+        self.path = self.folder / name
+        self.file = RecordWriter(self.path.open("xb"))
+        self.write(file_version="brain.Event:2")
+
+    def purge(self, first_step: int) -> None:
+        """What tells TensorBoard to drop the steps from this one on."""
+        start = self.protos.SessionLog(status=self.protos.SessionLog.START)
+        self.write(step=first_step, session_log=start)
+
+    def write(self, **values: Any) -> None:
+        event = self.protos.Event(wall_time=time.time(), **values)
+        self.file.write(event.SerializeToString())
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.add(step, lambda: self.summary.scalar(tag, value))
+
+    def add_image(self, tag: str, picture: Tensor, step: int) -> None:
+        """A uint8 picture (3, H, W)."""
+        self.add(step, lambda: self.summary.image(tag, picture, dataformats="CHW"))
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Markdown."""
+        self.add(step, lambda: self.summary.text(tag, text))
+
+    def add(self, step: int, summary: Callable[[], Any]) -> None:
+        self.attempt(lambda: self.write(step=step, summary=summary()))
+
+    def flush(self) -> None:
+        """Also notices that the file was deleted or moved."""
+        self.attempt(lambda: (self.file.flush(), self.path.stat()))
+
+    def close(self) -> None:
+        self.attempt(lambda: self.file.close())
+
+    def attempt(self, action: Callable[..., None], *values: object) -> None:
+        """Nothing after a failure, now or earlier."""
+        if self.failed:
+            return
+        try:
+            action(*values)
+        except Exception as e:  # a broken TensorBoard fails in ways of its own
+            self.failed = True
+            with suppress(Exception):  # otherwise what is buffered fails once more, at the end
+                self.file.close()
+            reason = e.strerror if isinstance(e, OSError) else e
+            print(f"warning: no more curves, cannot write {self.folder}: {reason}", file=sys.stderr)
+
+
+def next_number(folder: Path) -> int:
+    """The time, as in TensorBoard's own names, but later than in those of the folder."""
+    names = (path.name for path in folder.iterdir())
+    taken = [int(m[1]) for name in names if (m := re.match(r"events\.out\.tfevents\.(\d+)", name))]
+    return max([int(time.time()), *(number + 1 for number in taken)])
