@@ -1,33 +1,38 @@
 """Several ranks: the same training as one to rounding, whatever their number, and nothing lost."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ranks
 import torch
-from faults import NETWORK, ROOT, count, result, store_classifier
+from faults import NETWORK, ROOT, Process, count, result, store_classifier
 from faults import run as run_alone
 from numpy.testing import assert_allclose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import sample
+import train
 from training.state import Epochs
-from utils import checkpoint
+from utils import checkpoint, rendezvous
 from utils.distributed import Ranks, share
 
 # 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
 PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
 SHORT = [*PLAIN, "--max-steps", "12"]
+HEARD = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
 
 
 def curve(where: Path, name: str = "loss") -> np.ndarray:
@@ -131,7 +136,7 @@ def torchrun(where: Path, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *SHORT, "--resume", "auto", "--save-minutes", "0"],
         cwd=where,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | HEARD | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -177,19 +182,20 @@ def test_a_rank_may_die_at_any_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path, number):
     launcher = torchrun(tmp_path, SLOW="1")
     folder, ends = tmp_path / "Logs_Checkpoints/checkpoints/version_0", time.monotonic() + 60
     while max(checkpoint.steps(folder), default=0) < 3 and time.monotonic() < ends:
         time.sleep(0.05)
-    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(number)
     out, _ = wait_for(launcher)
     assert "Interrupted after step" in out
     assert 3 <= newest(tmp_path)["step"] < 12
     for launcher in (torchrun(tmp_path / "whole"), torchrun(tmp_path)):
         wait_for(launcher)
     assert result(tmp_path) == result(tmp_path / "whole")
-    count("SIGTERM to torchrun", 1, 1, "all ranks stop, equal to the bit")
+    count("SIGTERM, SIGHUP or SIGUSR1 to torchrun", 1, 1, "all ranks stop, equal to the bit")
 
 
 def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
@@ -252,6 +258,88 @@ def test_the_batches_of_an_epoch_are_all_images():
     rows = [epochs.global_batch(step) for step in range(1, 9)]
     assert rows == [33, 33, 33, 1] * 2
     assert sum(rows[: epochs.steps]) == 100
+
+
+COMPLETE = {
+    "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def environments() -> list[dict[str, str]]:
+    """Every incomplete one, and some that cannot be."""
+    names = list(COMPLETE)
+    some = [c for n in range(1, 5) for c in itertools.combinations(names, n)]
+    wrong = [
+        ("RANK", "2"),
+        ("RANK", "x"),
+        ("RANK", "-1"),
+        ("WORLD_SIZE", "0"),
+        ("MASTER_PORT", "7e9"),
+    ]
+    incomplete = [{name: COMPLETE[name] for name in found} for found in some]
+    return incomplete + [COMPLETE | {name: value} for name, value in wrong]
+
+
+def test_what_a_shell_left_of_a_launcher_is_one_line_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in COMPLETE:
+        monkeypatch.delenv(name, raising=False)
+    trials = environments()
+    for variables in trials:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert train.main(SHORT) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"unset {next(n for n in rendezvous.VARIABLES if n in variables)}" in error
+    assert list(tmp_path.iterdir()) == []
+    assert rendezvous.launched() is None
+    with monkeypatch.context() as patch:  # control: a complete one
+        for name, value in COMPLETE.items():
+            patch.setenv(name, value)
+        assert rendezvous.launched() == rendezvous.Launch(0, 2, 0, 29500, "127.0.0.1")
+    count("some of torchrun's variables in the environment", len(trials), len(trials), "one line")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_waiting_for_a_rank_says_so(rank, capsys):
+    launch = rendezvous.Launch(rank, 3, 0, ranks.free_port(), "127.0.0.1")
+    with pytest.raises(rendezvous.RankError, match="did not start"):
+        rendezvous.meet(launch, notice=0.1, timeout=timedelta(seconds=0.3))
+    missing = "1, 2" if rank == 0 else "0"
+    line = f"rank {rank} waits for rank {missing} of 3 at 127.0.0.1:{launch.port}\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        launch = rendezvous.Launch(0, 2, 0, other.getsockname()[1], "127.0.0.1")
+        with pytest.raises(rendezvous.LaunchError, match="failed to listen"):
+            rendezvous.meet(launch)
+
+
+@pytest.mark.slow
+def test_the_program_says_after_ten_seconds_for_whom_it_waits(tmp_path):
+    """And hears Ctrl-C."""
+    for rank in (0, 1):
+        variables = ranks.environment(rank, 2, ranks.free_port())
+        (tmp_path / "err").write_text("")
+        process = Process(tmp_path, SHORT, environment=variables)
+        began = time.monotonic()
+        while "waits for" not in (tmp_path / "err").read_text():
+            assert time.monotonic() - began < 30
+            time.sleep(0.1)
+        assert time.monotonic() - began > 10
+        process.kill(signal.SIGINT)
+        ended = process.end()
+        assert ended.code == 130
+        assert ended.err.splitlines()[-2].startswith(f"rank {rank} waits for rank {1 - rank} of 2")
+        assert ended.err.splitlines()[-1] == "train.py: interrupted before the first step"
+    count("a rank that does not start", 2, 2, "said after ten seconds, Ctrl-C is heard")
 
 
 def test_one_process_joins_nothing():

@@ -9,24 +9,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.devices import DeviceError
-from utils.errors import StoppedError
+from utils.rendezvous import TIMEOUT, RankError, launched, meet, reason_of
 
-TIMEOUT = timedelta(minutes=10)  # for a rank that hangs; one that dies is noticed at once
 T = TypeVar("T")
-
-
-class RankError(StoppedError):
-    """Another rank is gone, or has diverged from this one; one line."""
 
 
 def share(rows: Tensor, rank: int, world: int) -> Tensor:
@@ -130,17 +123,23 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, until the end of ``with``; alone without torchrun.
 
     The n-th rank of a machine takes its n-th GPU, which then is what "cuda" means; only the first
-    prints. Raises DeviceError where there are fewer, RankError where a rank ends before its time.
+    prints. Raises DeviceError where there are fewer, LaunchError for an incomplete environment,
+    RankError where a rank is absent or ends before its time.
     """
-    if "RANK" not in os.environ:
+    launch = launched()
+    if launch is None:
         yield ALONE
         return
     backend = "gloo"
     if device.type == "cuda":
-        take_own_gpu(device)
+        take_own_gpu(device, launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
+    ranks = Ranks(launch.rank, launch.world)
     try:
-        ranks = connect(backend)
+        store = meet(launch)
+        dist.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=TIMEOUT
+        )
         with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
             yield ranks
         gc.collect()  # what is left of a wrapped network would abort the end of the process
@@ -148,33 +147,20 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except RuntimeError as e:
         if not is_lost(e):
             raise
-        reason = str(e).strip().rpartition("] ")[2].split(". ")[0]  # without its source line
         raise RankError(
-            f"another rank is gone, so rank {os.environ['RANK']} cannot go on ({reason}); "
+            f"another rank is gone, so rank {ranks.rank} cannot go on ({reason_of(e)}); "
             "start again with --resume auto"
         ) from e
 
 
-def connect(backend: str) -> Ranks:
-    """Find the other ranks.
-
-    A restarted job finds the store of the one before, and in it the addresses of ranks that died:
-    hence a prefix for each start.
-    """
-    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
-    own = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=TIMEOUT)
-    return Ranks(rank, world)
-
-
-def take_own_gpu(device: torch.device) -> None:
+def take_own_gpu(device: torch.device, local_rank: int) -> None:
     """Make the GPU of this rank the current one. DeviceError where there is none for it."""
-    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    count = torch.cuda.device_count()
     if device.index is not None:
         raise DeviceError(f"--device {device}: with torchrun each rank takes its own, use cuda")
-    if local >= count:
+    if local_rank >= count:
         raise DeviceError(f"--nproc-per-node must be at most {count}, one per CUDA device")
-    torch.cuda.set_device(local)
+    torch.cuda.set_device(local_rank)
 
 
 def is_lost(error: RuntimeError) -> bool:
