@@ -168,8 +168,8 @@ class TrainConfig:
     epochs: int = option(
         30, "epochs, of one pass or more; 0: limited by --max-steps or --max-minutes", 0
     )
-    min_epoch_steps: int = option(
-        300, "least steps of an epoch: over a small training set it takes several passes", 1
+    min_epoch_images: int = option(
+        9600, "least images of an epoch: over a small training set it takes several passes", 1
     )
     batch_size: int = option(32, "images per step, over all ranks", 1)
     flip: bool = option(False, "mirror every image, left to right, in half of its passes")
@@ -306,7 +306,7 @@ class Config:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
 
 
-BEFORE = {"min_epoch_steps": 1}  # of runs that were stored before these settings existed
+BEFORE = {"min_epoch_images": 1}  # of runs that were stored before these settings existed
 
 
 def options(section: object) -> Iterator[tuple[Field, Any, Any]]:

@@ -79,7 +79,7 @@ def validation(folder: Path) -> Iterator[Row]:
         save_png(image, folder / f"few/{label}/{i}.png")
     flags = ["--run-root", str(folder / "few_runs"), "--dataset", "folder"]
     flags += ["--data-root", str(folder / "few"), "--image-size", "28"]
-    one = [*flags, "--min-epoch-steps", "1"]
+    one = [*flags, "--min-epoch-images", "1"]
     yield trial(f"{IMAGES} images, epochs of one pass", 0, ONE_PASS, one)
     yield trial(f"{IMAGES} images", 0, STEPS, flags)
 

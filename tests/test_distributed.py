@@ -70,7 +70,12 @@ def test_ranks_share_mirrored_images_in_several_passes_and_the_weights_of_anothe
     alone, tmp_path
 ):
     weights = ["--init-from", str(alone / "Logs_Checkpoints/checkpoints/version_0")]
-    flags = [*SHORT, "--min-epoch-steps", "4", *weights]  # 2 passes: 7 steps, the last of 2 images
+    flags = [
+        *SHORT,
+        "--min-epoch-images",
+        "128",
+        *weights,
+    ]  # 2 passes: 7 steps, the last of 2 images
     for name in ("one", "two", "control"):
         (tmp_path / name).mkdir()
     assert run_alone(tmp_path / "one", [*flags, "--flip"]).code == 0

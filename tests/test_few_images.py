@@ -19,7 +19,7 @@ from training.state import Epochs, TrainState
 from utils.distributed import ALONE, Ranks
 from utils.seeding import permutation
 
-MIN = PRESETS["mnist"].train.min_epoch_steps
+MIN = PRESETS["mnist"].train.min_epoch_images
 CPU = torch.device("cpu")
 FEW = [*NETWORK, "--batch-size", "4", "--flip", "--epochs", "0"]
 
@@ -30,9 +30,8 @@ def test_an_epoch_is_whole_passes_of_enough_work_in_full_batches(images, batch_s
     epochs = Epochs(images, batch_size, MIN)
     order = epochs.order(seed=3, epoch=2)
     assert order.bincount().tolist() == [epochs.passes] * images
-    assert epochs.steps >= MIN
-    assert len(order) >= 32 * MIN
-    assert (epochs.passes - 1) * images < MIN * max(batch_size, 32)  # no pass more than needed
+    assert len(order) >= MIN == 300 * 32
+    assert (epochs.passes - 1) * images < MIN  # no pass more than needed
     sizes = [epochs.global_batch(step) for step in range(1, epochs.steps + 2)]
     assert sum(sizes[:-1]) == len(order)
     assert set(sizes[:-2]) | {sizes[-1]} == {batch_size}
@@ -40,7 +39,13 @@ def test_an_epoch_is_whole_passes_of_enough_work_in_full_batches(images, batch_s
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "steps"),
-    [(60_000, 32, 1875), (60_000, 128, 469), (50_000, 128, 391), (12_000, 32, 375)],
+    [
+        (60_000, 32, 1875),
+        (60_000, 128, 469),
+        (60_000, 2048, 30),
+        (50_000, 128, 391),
+        (12_000, 32, 375),
+    ],
 )
 def test_an_epoch_of_enough_steps_is_one_pass_in_the_order_it_always_had(images, batch_size, steps):
     """MNIST, the original's preset, CIFAR-10's preset, drawn digits."""
@@ -50,6 +55,11 @@ def test_an_epoch_of_enough_steps_is_one_pass_in_the_order_it_always_had(images,
     twice = Epochs(images // 10, batch_size, MIN)  # control
     assert twice.passes > 1
     assert not torch.equal(twice.order(5, 2), permutation(images // 10, 5, 2))
+
+
+def test_a_batch_of_any_size_makes_no_epoch_longer():
+    assert len(Epochs(20, 10**8, MIN).order(0, 0)) == MIN
+    assert Epochs(20, 10**8, MIN).steps == 1
 
 
 def test_no_two_passes_have_the_same_order():
@@ -67,7 +77,7 @@ def flipping(**changes) -> TrainState:
     """With epochs of 4 passes over NUMBERS, in 14 batches of 7."""
     small = {"base_channels": 8, "channel_multipliers": (1,), "attention_levels": (), "heads": 2}
     config = PRESETS["smoke"].override(
-        **small, image_channels=1, image_size=(28, 28), num_classes=0, min_epoch_steps=3
+        **small, image_channels=1, image_size=(28, 28), num_classes=0, min_epoch_images=96
     )
     config = config.override(**{"batch_size": 7, "flip": True, **changes})
     return TrainState.create(config, len(NUMBERS), CPU, Ranks(), None)
@@ -152,9 +162,9 @@ def test_without_test_images_there_is_no_curve_of_the_held_out_loss(few_digits, 
 
 def test_flip_and_the_length_of_an_epoch_change_the_result_of_a_resumed_run(few_digits, capsys):
     assert train.main([*NETWORK, "--max-steps", "3"]) == 0
-    changed = ["--resume", "auto", "--flip", "--min-epoch-steps", "9", "--max-steps", "6"]
+    changed = ["--resume", "auto", "--flip", "--min-epoch-images", "9", "--max-steps", "6"]
     assert train.main([*changed, "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "--flip: False -> True (changes the result)" in out
-    assert "--min-epoch-steps: 1 -> 9 (changes the result)" in out
+    assert "--min-epoch-images: 1 -> 9 (changes the result)" in out
     assert newest(few_digits)["config"]["train"]["flip"]

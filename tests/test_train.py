@@ -141,7 +141,7 @@ def test_max_minutes_are_those_of_steps_and_validation():
     """Where a step takes 0.2 s, by a clock that the steps alone advance."""
     minutes, seconds, epoch = 0.5, 0.2, 40
     flags = [*NETWORK, "--max-steps", "100000", "--max-minutes", str(minutes)]
-    flags += ["--batch-size", "10", "--min-epoch-steps", "10"]  # of 32 images: 4 passes over 100
+    flags += ["--batch-size", "10", "--min-epoch-images", "320"]  # 4 passes over 100
     with folder() as where:
         ended = faults.run(where, flags, "sabotage.steps_take", 200)
         assert ended.code == 0, ended.err

@@ -19,7 +19,7 @@ FIXED |= {"dataset", "image_size", "fit", "background", "classes"}  # other imag
 FIXED |= {"optimizer", "prediction", "precondition"}
 # Settings from which the learning-rate schedule is computed.
 SCHEDULE = {"epochs", "max_steps", "max_minutes", "warmup_steps", "decay", "batch_size"}
-SCHEDULE |= {"min_epoch_steps"}
+SCHEDULE |= {"min_epoch_images"}
 # Properties of the machine on which the last bits depend.
 ENVIRONMENT = ("torch", "device", "gpu", "cpu", "bf16", "threads", "ranks")
 

@@ -21,7 +21,6 @@ from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
 from utils.seeding import coins, mix, permutation
 
-COUNTED = 32  # images that a step of fewer counts as, in the length of an epoch
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
 
 
@@ -30,18 +29,17 @@ class Epochs:
     """How the global steps 1, 2, ... are divided into epochs of one or more passes over the images.
 
     An epoch ends with validation and a checkpoint, which cost the same for few images: hence at
-    least min_steps steps. Where a pass ends within a batch, the next one fills it.
+    least min_images images. Where a pass ends within a batch, the next one fills it.
     """
 
     images: int
     batch_size: int
-    min_steps: int = 1
+    min_images: int = 1
 
     @property
     def passes(self) -> int:
-        """Passes per epoch: one, or as many as min_steps steps take."""
-        least = self.min_steps * max(self.batch_size, COUNTED)
-        return math.ceil(least / self.images)
+        """Passes per epoch: one, or as many as min_images images take."""
+        return math.ceil(self.min_images / self.images)
 
     @property
     def steps(self) -> int:
@@ -116,7 +114,7 @@ class TrainState:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         ema = PowerEMA(model, c.ema_power, c.ema_decay)
-        epochs = Epochs(images, c.batch_size, c.min_epoch_steps)
+        epochs = Epochs(images, c.batch_size, c.min_epoch_images)
         state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks)
         state.skipped = state.skipped.to(device)
         state.loss_by_quartile = state.loss_by_quartile.to(device)
