@@ -21,7 +21,7 @@ from utils.seeding import permutation
 
 MIN = PRESETS["mnist"].train.min_epoch_images
 CPU = torch.device("cpu")
-FEW = [*NETWORK, "--batch-size", "4", "--flip", "--epochs", "0"]
+FEW = [*NETWORK, "--batch-size", "4", "--min-epoch-images", "32", "--flip", "--epochs", "0"]
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 90, 9_599])
