@@ -32,7 +32,7 @@ from utils.distributed import Ranks, share
 # 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
 PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
 SHORT = [*PLAIN, "--max-steps", "12"]
-HEARD = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+HEARD = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
 
 
 def curve(where: Path, name: str = "loss") -> np.ndarray:
@@ -137,11 +137,18 @@ def torchrun(where: Path, **variables: str) -> subprocess.Popen[str]:
     """The launcher of two ranks, which it starts again when one dies."""
     where.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "3", str(ROOT / "tests" / "ranks.py")]
+    command += [
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "3",
+        *HEARD,
+        str(ROOT / "tests" / "ranks.py"),
+    ]
     return subprocess.Popen(
         [*command, *SHORT, "--resume", "auto", "--save-minutes", "0"],
         cwd=where,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | HEARD | variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

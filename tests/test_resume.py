@@ -15,8 +15,9 @@ from faults import (
     newest,
     run,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils import checkpoint
+from utils import checkpoint, runs
 
 HERE = ["--device", "cpu"]
 NEWER = ["--resume", "auto", *HERE]
@@ -72,6 +73,63 @@ def test_a_checkpoint_that_was_copied_elsewhere_starts_a_new_version():
         assert {path: after[path] for path in before} == before
         assert not (where / "Inference").exists()
         assert not leftovers(where)
+
+
+def linked(where: Path, part: str) -> None:
+    """This part of the run root lies on another disk, and a link in its place."""
+    original, elsewhere = where / "Logs_Checkpoints" / part, where / "disk" / "scratch"
+    elsewhere.parent.mkdir()
+    original.rename(elsewhere)
+    original.symlink_to(elsewhere)
+
+
+PARTS = [".", "checkpoints", "Inference", "checkpoints/version_0", "Inference/version_0"]
+
+
+def resume_linked(done: Path, part: str, hook: str = "") -> list[int]:
+    """The versions there are after a run with this link was resumed."""
+    with folder() as where:
+        shutil.copytree(done / "Logs_Checkpoints", where / "Logs_Checkpoints")
+        linked(where, part)
+        ended = run(where, [*AGAIN, "--max-steps", str(STEPS)], hook)
+        assert ended.code == 0, ended.err
+        versions = runs.versions(where / "Logs_Checkpoints")
+        if versions == [0]:
+            assert list(checkpoints(where)) == [15, STEPS]
+            events = EventAccumulator(str(where / "Logs_Checkpoints/Inference/version_0")).Reload()
+            steps = [event.step for event in events.Scalars("train/loss")]
+            assert steps == list(range(1, STEPS + 1))
+        return versions
+
+
+def test_a_run_root_may_be_put_together_by_links():
+    with folder() as done:
+        assert run(done, [*SMALL, "--max-steps", "10"]).code == 0
+        for part in PARTS:
+            assert resume_linked(done, part) == [0], part
+        assert resume_linked(done, "checkpoints", "sabotage.resolve_links") == [0, 1]  # control
+    count("a folder of the run root is a link", len(PARTS), len(PARTS), "the same version goes on")
+
+
+def test_a_link_to_a_checkpoint_is_that_checkpoint():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "10"]).code == 0
+        (where / "mine.pt").symlink_to(checkpoints(where)[10])
+        assert run(where, ["--resume", "mine.pt", "--max-steps", str(STEPS), *HERE]).code == 0
+        assert list(checkpoints(where)) == [15, STEPS]
+
+
+def test_logs_that_are_a_link_to_nothing_are_one_line():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "5"]).code == 0
+        logs = where / "Logs_Checkpoints/Inference/version_0"
+        shutil.rmtree(logs)
+        logs.symlink_to(where / "unmounted")
+        ended = run(where, AGAIN)
+        assert ended.code == 2
+        assert ended.err == f"train.py: error: cannot make {logs}: File exists\n"
+        logs.unlink()
+        assert run(where, AGAIN).code == 0
 
 
 def test_the_same_minutes_again_keep_the_schedule_and_others_do_not():

@@ -34,7 +34,6 @@ class EventWriter:
         from torch.utils.tensorboard import summary
 
         self.protos, self.summary = event_pb2, summary
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = NAME.format(next_number(self.folder), socket.gethostname(), os.getpid())
         self.path = self.folder / name
         self.file = RecordWriter(self.path.open("xb"))

@@ -135,25 +135,49 @@ def run_at(root: Path, number: int) -> Run:
 
 
 def run_for(root: Path, resumed: Path | None) -> Run:
-    """The run that the resumed checkpoint lies in; a new one for a copied file, and without one."""
-    return run_of(resumed) if resumed and is_in_run(resumed) else new_run(root)
+    """The run that the resumed checkpoint lies in; a new one for a copied file, and without one.
+
+    Raises RunError where its logs cannot be: they may have been deleted, or be a link to nothing.
+    """
+    if not (resumed and is_in_run(resumed)):
+        return new_run(root)
+    run = run_of(resumed)
+    try:
+        run.logs.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunError(f"cannot make {run.logs}: {e.strerror}") from e
+    return run
+
+
+def in_version(path: Path) -> bool:
+    """Whether the names of its folders are those of a run."""
+    folder = path.parent
+    return folder.parent.name == "checkpoints" and bool(re.fullmatch(r"version_\d+", folder.name))
+
+
+def placed(path: Path) -> Path:
+    """The absolute path of a checkpoint, as it lies in its run.
+
+    The folders of a run may be links to other disks, so links are followed only where the path
+    itself is none of a run, as that of a link to a checkpoint.
+    """
+    return path.absolute() if in_version(path.absolute()) else path.resolve()
 
 
 def is_in_run(path: Path) -> bool:
     """Whether this checkpoint file lies in the folder of a run, or was copied elsewhere."""
-    folder = path.resolve().parent
-    return folder.parent.name == "checkpoints" and bool(re.fullmatch(r"version_\d+", folder.name))
+    return in_version(placed(path))
 
 
 def run_of(path: Path) -> Run:
     """The run that wrote this checkpoint file."""
-    folder = path.resolve().parent
+    folder = placed(path).parent
     return Run(folder.parent.parent / "Inference" / folder.name, folder)
 
 
 def logs_of(path: Path) -> Path:
     """The folder for outputs made from a checkpoint: its run's logs; beside it, if it is a copy."""
-    return run_of(path).logs if is_in_run(path) else path.resolve().parent
+    return run_of(path).logs if is_in_run(path) else placed(path).parent
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
