@@ -87,10 +87,12 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     Each rank draws its share of the samples; rank 0 does everything else.
     """
     opened = args.opened
-    fingerprint = opened.content.get("data", {}).get("fingerprint")
+    recorded = opened.content.get("data", {})
     with ranks.first_before_others():
-        loading = Loading(cache_folder(opened.path), ranks.no_bar)
-        train_set, test_set = load_splits(data_options(opened.config), fingerprint, loading)
+        loading = Loading(cache_folder(opened.path), ranks.no_bar, digests=recorded.get("digests"))
+        train_set, test_set = load_splits(
+            data_options(opened.config), recorded.get("fingerprint"), loading
+        )
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
@@ -208,6 +210,7 @@ def parse_args(argv: list[str] | None) -> Args:
     parser = Parser(prog="evaluate.py", description=__doc__)
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out damaged files")
     parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
         "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
@@ -224,6 +227,8 @@ def parse_args(argv: list[str] | None) -> Args:
             raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only)}")
     if own["data_root"] is not None:
         typed["data_root"] = own["data_root"]
+    if own["skip_damaged"]:
+        typed["skip_damaged"] = True
     opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
     sampler = Sampler(**asdict(opened.config.sample))
     samplers = {f"{sampler.sampler}:{sampler.steps}": sampler}

@@ -8,6 +8,7 @@ From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
 import math
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -177,7 +178,7 @@ def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
     if own["num"] != NUM:
         parts.append(f"num{own['num']}")
     if own["classes"] is not None:
-        parts.append(f"classes{own['classes']}")
+        parts.append("classes" + re.sub(r"[^\w,-]+", "-", own["classes"])[:40])
     for f in fields(c):
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
             words = map(str, value) if isinstance(value, tuple) else [str(value)]

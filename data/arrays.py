@@ -1,6 +1,5 @@
 """Images in a .npy or .npz file: uint8 (N, H, W[, C]), with labels if the file has them."""
 
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,20 @@ from data.errors import DataError
 from data.listing import ImageFile, Listing, Stamp
 from utils.labels import natural_key, readable
 
-# Names of arrays, the first that is there: of torchvision-like, Keras, MedMNIST files, and ours.
-TRAIN = (("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
-TRAIN += (("x", "y"), ("arr_0", "arr_1"), ("data", "labels"))
-TEST = (("test_images", "test_labels"), ("x_test", "y_test"), ("val_images", "val_labels"))
+# Names of arrays, the first that is there: of torchvision-like, Keras and MedMNIST files, and ours.
+TRAIN = ("images", "x_train", "train_images", "x", "arr_0", "data")
+TEST = ("test_images", "x_test", "val_images")
+LABELS = {  # of an array of images
+    "images": ("labels", "label", "y", "targets"),
+    "x_train": ("y_train",),
+    "train_images": ("train_labels",),
+    "x": ("y", "labels", "label", "targets"),
+    "arr_0": ("arr_1",),
+    "data": ("labels", "label", "y", "targets"),
+    "test_images": ("test_labels",),
+    "x_test": ("y_test",),
+    "val_images": ("val_labels",),
+}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -41,23 +50,26 @@ def list_arrays(path: Path) -> Listing:
     """The images and classes in the file. Raises DataError, of other arrays too."""
     arrays = load_arrays(path)
     by_lower = {name.lower(): name for name in arrays}
-    found = next((pair for pair in TRAIN if pair[0] in by_lower), None)
+    found = next((name for name in TRAIN if name in by_lower), None)
     if found is None:
         raise DataError(
             f"{readable(str(path))} has no array named images, x_train or the like, only "
             f"{', '.join(arrays) or 'none'}"
         )
-    test = next((pair for pair in TEST if pair[0] in by_lower), None)
+    test = [name for name in TEST if name in by_lower]
     parts, labels = [], []
-    for name, of_labels in filter(None, (found, test)):
-        images = checked(path, name, arrays[by_lower[name]])
-        parts.append(images)
-        labels.append(values_of(path, of_labels, arrays.get(by_lower.get(of_labels)), len(images)))
+    for name in (found, *test[:1]):
+        parts.append(checked(path, name, arrays[by_lower[name]]))
+        of_labels = next((by_lower[n] for n in LABELS[name] if n in by_lower), None)
+        labels.append(values_of(path, of_labels, arrays.get(of_labels), len(parts[-1])))
     if any(own is None for own in labels):
+        if any(labels):
+            raise DataError(f"{readable(str(path))}: {test[0]} or {found} has no labels")
         labels = [["all"] * len(part) for part in parts]
     names = sorted(set().union(*labels), key=natural_key)
     if test and set(labels[1]) - set(labels[0]):
         raise DataError(f"{readable(str(path))}: some classes have test images alone")
+    left_out = Counter({f"in {name}": len(arrays[by_lower[name]]) for name in test[1:]})
     index = {name: i for i, name in enumerate(names)}
     files = [
         ImageFile(f"{('train', 'test')[part]} {i}", index[name], bool(part))
@@ -65,7 +77,7 @@ def list_arrays(path: Path) -> Listing:
         for i, name in enumerate(own)
     ]
     names = tuple(names) if len(names) > 1 else ()
-    return Listing(Arrays(path, parts), tuple(files), names, Counter())
+    return Listing(Arrays(path, parts), tuple(files), names, left_out)
 
 
 def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
@@ -74,9 +86,9 @@ def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
         if path.suffix.lower() == ".npy":
             return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
         with np.load(path, allow_pickle=False) as opened:
-            known = {name for pair in (*TRAIN, *TEST) for name in pair}
+            known = {*TRAIN, *TEST, *(name for own in LABELS.values() for name in own)}
             return {n: opened[n] if n.lower() in known else np.empty(0) for n in opened.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError, AttributeError) as e:
+    except Exception as e:  # numpy and zipfile raise what they like for damaged files
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise DataError(f"cannot read the arrays of {readable(str(path))}: {reason}") from e
 
@@ -88,6 +100,8 @@ def checked(path: Path, name: str, images: np.ndarray) -> np.ndarray:
         raise DataError(f"{what}: images must be uint8, 0 ... 255")
     if images.ndim not in (3, 4) or not images.size:
         raise DataError(f"{what}: images must be (N, H, W) or (N, H, W, C)")
+    if images.ndim == 3 and images.shape[2] in (2, 3, 4):
+        raise DataError(f"{what}: this is one image, or many narrow ones; make it (N, H, W, C)")
     if images.ndim == 4 and images.shape[3] not in MODES:
         hint = "; put the channels last" if images.shape[1] in MODES else ""
         raise DataError(f"{what}: there must be 1 to 4 channels, the last of the axes{hint}")
@@ -103,4 +117,8 @@ def values_of(path: Path, name: str, labels: np.ndarray | None, images: int) -> 
             f"{readable(str(path))}: {name} is {labels.dtype} {labels.shape}: labels must be "
             f"{images} whole numbers or names"
         )
-    return [str(value) for value in labels.reshape(-1).tolist()]
+    values = labels.reshape(-1).tolist()
+    return [
+        readable(v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v))
+        for v in values
+    ]

@@ -16,16 +16,18 @@ from torch.utils.data import Dataset
 from data.digits import draw_digits
 from data.download import TIMEOUT, check_online, download_lock, socket_timeout
 from data.errors import DataError, DataNotFound
-from data.folder import list_source, open_folder, open_listing
+from data.folder import check_recorded, open_folder, open_listing
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
 from data.image_set import ImageSet, TensorSet
-from data.listing import Folder, ImageFile, Listing
+from data.listing import Folder, ImageFile, Listing, is_image_name
 from data.options import DataOptions, Loading
 from utils.labels import match_classes
 
 MAX_PADDED_BYTES = 16 * 2**30
 OF_FILES = {"folder", "flowers102"}  # sets whose images are decoded and fitted, not padded
 DEFAULT = Loading()
+TORCHVISION_FOLDERS = ("MNIST", "FashionMNIST", "KMNIST", "cifar-10-batches-py")
+TORCHVISION_FOLDERS += ("cifar-100-python", "flowers-102")
 Splits = tuple[ImageSet, ImageSet]  # training and test images; there may be no test images
 
 
@@ -43,13 +45,14 @@ def load_splits(
     if name not in DATASETS:
         raise DataError(f"no data set {name!r}: this release has {', '.join(DATASETS)}")
     check_options(options)
+    loading = replace(loading, fingerprint=fingerprint)
     splits = DATASETS[name](options, loading)
     if name not in OF_FILES:
         splits = tuple(prepared(replace(part, name=name), options) for part in splits)
         loading.check(splits[0].num_classes, splits[0].image_shape[1:])
     train_set, test_set = (replace(part, name=name) for part in splits)
-    if fingerprint and train_set.fingerprint != fingerprint:
-        raise DataError(f"the images ({train_set.source}) are not those this run was trained on")
+    if name not in OF_FILES:
+        check_recorded(train_set, options, loading)
     return train_set, test_set
 
 
@@ -187,11 +190,13 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
 
 
 def holds_images(data_root: str) -> bool:
-    """Whether ``--dataset folder`` would find images there."""
-    try:
-        return bool(list_source(Path(data_root)).files)
-    except DataError:
+    """Whether these are someone's own images: such files, but no data set of torchvision."""
+    root = Path(data_root)
+    if root.suffix.lower() in (".zip", ".npz", ".npy"):
+        return root.is_file()
+    if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
         return False
+    return any(is_image_name(name) for name in Folder(root).walk())
 
 
 DATASETS: dict[str, Callable[[DataOptions, Loading], Splits]] = {

@@ -49,26 +49,32 @@ def render(image: Image.Image, how: Rendering) -> tuple[Tensor, tuple[int, int]]
 
     Raises what Pillow raises for a damaged file, and ValueError where the range is not known.
     """
-    shown, turn = seen_size(image), TURNS.get(orientation(image))
+    tile = getattr(image, "tile", None)  # an array has none, an image that is loaded no more
+    packing = str(tile[0].args) if tile else ""
+    turned = orientation(image)
+    shown = image.size if turned >= 5 else image.size[::-1]
     height, width = (
         2 * side for side in (how.size if shown == image.size[::-1] else how.size[::-1])
     )
     image.draft("RGB", (width, height))  # JPEG: decode at 1/2, 1/4, 1/8 where that much is left
     image.load()
-    image = eight_bit(image)
-    if turn is not None:
-        image = image.transpose(turn)
+    image = eight_bit(image, packing)
+    if turned in TURNS:
+        image = image.transpose(TURNS[turned])
     if how.channels < 4:
         image = opaque(image, how.background)
     image = fitted(coloured(image, MODES[how.channels]), how)
     pixels = torch.from_numpy(np.array(image))  # (H, W) or (H, W, C)
+    if how.channels == 4:
+        pixels[pixels[..., 3] == 0] = 0  # a colour that nobody sees is not to be learnt
     return pixels.reshape(*how.size, -1).permute(2, 0, 1).contiguous(), shown
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
     """Height and width as a viewer shows them; for most formats without decoding."""
     width, height = image.size
-    return (width, height) if orientation(image) >= 5 else (height, width)
+    late = image.format == "PNG" and "exif" not in image.info  # to look for it would decode all
+    return (width, height) if not late and orientation(image) >= 5 else (height, width)
 
 
 def orientation(image: Image.Image) -> int:
@@ -76,7 +82,8 @@ def orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow turns these itself
         return 1
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        found = image.getexif().get(ORIENTATION, 1)
+        return found if found in TURNS else 1
     except Exception:  # the parser raises what it likes; damaged pixels are found by `load`
         return 1
 
@@ -91,12 +98,18 @@ def colour(name: str) -> tuple[int, int, int]:
         ) from e
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel; what is transparent stays so."""
+def eight_bit(image: Image.Image, packing: str = "") -> Image.Image:
+    """The image with 8 bits a channel; what is transparent stays so.
+
+    packing: how its pixels lie in the file, as Pillow writes it. Pillow gives a PNG's transparent
+    value as the file has it, of 2, 4 or 16 bits, but its pixels as 8.
+    """
     transparent = image.info.get("transparency")
     if image.mode not in DEEP:
-        if isinstance(transparent, tuple) and max(transparent) > 255:  # of a PNG with 16 bits
+        if isinstance(transparent, tuple) and "16" in packing:
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
+        elif isinstance(transparent, int) and packing in ("L;2", "L;4"):
+            image.info["transparency"] = transparent * 255 // (2 ** int(packing[2]) - 1)
         return image
     low, high = value_range(image)
     values = np.asarray(image).astype(np.float64)

@@ -5,13 +5,14 @@ that fits into a share of the memory stays there; a larger one is decoded anew i
 """
 
 import hashlib
+import math
 import os
 import statistics
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,11 +25,11 @@ from data.arrays import list_arrays
 from data.decode import Rendering, colour, cut_off, render, seen_size
 from data.errors import DataError, DataNotFound, ReadError
 from data.image_set import ImageSet, StreamSet, TensorSet, num_threads
-from data.listing import ACCEPTED, Folder, Listing, Source, Zip, list_images, summary
+from data.listing import ACCEPTED, Folder, ImageFile, Listing, Source, Zip, list_images, summary
 from data.options import DataOptions, Loading
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
-from utils.labels import readable
+from utils.labels import listed, readable
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
 MAX_OWN_SIDE = 256  # pixels: larger images are learnt at their own size only where it is typed
@@ -82,20 +83,19 @@ def open_listing(
 ) -> tuple[ImageSet, ImageSet]:
     """Decode the images, or take them from the cache; hold some out, unless they are named."""
     listing = listing.only(options.classes)
-    how, decoded = cached(listing, options, loading)
+    how, decoded, path = cached_or_decoded(listing, options, loading)
     kept = [file for file in listing.files if file.name not in decoded.damaged]
-    if not any(not file.test for file in kept):
-        raise DataError(f"{listing.source.description} has no image that can be read")
-    labels = torch.tensor([file.label for file in kept])
-    named = torch.tensor([file.test for file in kept])
-    test = named if named.any() else held_out(labels, decoded.digests)
+    labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
+    test = split(kept, labels, decoded.digests, loading)
+    check_classes(listing, labels[~test])
     notes = (*sizes_note(decoded, how), *left_out_note(listing, decoded))
 
     def part(rows: Tensor) -> ImageSet:
         at = rows.nonzero().flatten()
-        fingerprint = digest_of(listing.class_names, how, labels[at], decoded.digests[at])
+        digests = decoded.digests[at]
+        fingerprint = digest_of(listing.class_names, how, labels[at], digests)
         common = {"name": "", "source": listing.source.description, "labels": labels[at]}
-        common |= {"class_names": listing.class_names, "notes": notes}
+        common |= {"class_names": listing.class_names, "notes": notes, "digests": digests}
         if len(decoded.images):
             return TensorSet(**common, images=decoded.images[at], of_files=fingerprint)
         names = [kept[i].name for i in at.tolist()]
@@ -105,7 +105,60 @@ def open_listing(
             **common, read=reader, files=names, image_shape=shape, fingerprint=fingerprint
         )
 
-    return part(~test), part(test)
+    train_set, test_set = part(~test), part(test)
+    if line := check_recorded(train_set, options, loading):
+        train_set = replace(train_set, notes=(*notes, line))
+    if path:
+        store(path, decoded, how)
+    return train_set, test_set
+
+
+def split(kept: Sequence[ImageFile], labels: Tensor, digests: Tensor, loading: Loading) -> Tensor:
+    """Which images are held out, (N,) bool: those of a test folder; those that were; a tenth."""
+    named = torch.tensor([file.test for file in kept], dtype=torch.bool)
+    if named.any():
+        return named
+    known = set() if loading.digests is None else rows_of(loading.digests)
+    trained = torch.tensor([row in known for row in map(bytes, digests.tolist())], dtype=torch.bool)
+    return ~trained if trained.any() else held_out(labels, digests)
+
+
+def check_classes(listing: Listing, labels: Tensor) -> None:
+    """DataError where no image is left, or none of a class."""
+    if not len(labels):
+        raise DataError(f"{listing.source.description} has no image to train on that can be read")
+    counts = labels.bincount(minlength=len(listing.class_names)).tolist()
+    empty = [name for name, n in zip(listing.class_names, counts, strict=False) if not n]
+    if empty:
+        raise DataError(
+            f"{listing.source.description} has no image to train on of {listed(empty)}; --classes "
+            "chooses others"
+        )
+
+
+def check_recorded(train_set: ImageSet, options: DataOptions, loading: Loading) -> str | None:
+    """DataError unless these are the images a run was begun with, or what is left of them.
+
+    A line, where some are gone.
+    """
+    if not loading.fingerprint or train_set.fingerprint == loading.fingerprint:
+        return None
+    if loading.digests is not None:
+        before, now = rows_of(loading.digests), rows_of(train_set.digests)
+        gone = len(loading.digests) - len(train_set)
+        if options.skip_damaged and now < before and gone <= len(loading.digests) / 2:
+            return f"{gone:,} of {len(loading.digests):,} training images are gone since the start"
+        if now < before:
+            raise DataError(
+                f"{gone:,} of the {len(loading.digests):,} images ({train_set.source}) that this "
+                "run was trained on are gone: bring them back, or go on with --skip-damaged"
+            )
+    raise DataError(f"the images ({train_set.source}) are not those this run was trained on")
+
+
+def rows_of(digests: Tensor) -> set[bytes]:
+    """The digests (N, 32)."""
+    return set(map(bytes, digests.tolist()))
 
 
 # Reading.
@@ -113,13 +166,19 @@ def open_listing(
 
 @dataclass(frozen=True)
 class Reader:
-    """Decodes the images of a source by name: uint8 (C, H, W). Raises ReadError."""
+    """Decodes the images of a source by name: uint8 (C, H, W).
+
+    Raises ReadError, also where the content is not that of the digest any more.
+    """
 
     source: Source
     how: Rendering
 
-    def __call__(self, name: str) -> Tensor:
-        return read(self.source, name, self.how)[0]
+    def __call__(self, name: str, digest: bytes) -> Tensor:
+        image, _, found, _ = read(self.source, name, self.how)
+        if found != digest:
+            raise ReadError("another image than at the start")
+        return image
 
 
 def read(source: Source, name: str, how: Rendering) -> tuple[Tensor, tuple[int, int], bytes, bool]:
@@ -149,9 +208,7 @@ def decode_all(
 ) -> tuple[Rendering, Decoded]:
     """Every image once, by as many threads as there are cores."""
     names, source = [file.name for file in listing.files], listing.source
-    size = (
-        options.image_size if any(options.image_size) else own_size(source, names, loading.no_bar)
-    )
+    size = options.image_size if any(options.image_size) else own_size(source, names, loading)
     loading.check(len(listing.class_names), size)
     channels, background = options.image_channels or 3, colour(options.background)
     how = Rendering(size, channels, options.fit, background)
@@ -188,8 +245,11 @@ def decode_all(
     return how, Decoded(images, digests, torch.tensor(sizes).reshape(-1, 2), damaged, profiles)
 
 
-def own_size(source: Source, names: Sequence[str], no_bar: bool | None) -> tuple[int, int]:
-    """Height and width to learn: that of all images where they share it, else a square."""
+def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[int, int]:
+    """Height and width to learn: that of all images where they share it, else a square.
+
+    Rounded down to what the network takes.
+    """
 
     def size(name: str) -> tuple[int, int] | None:
         try:
@@ -197,12 +257,14 @@ def own_size(source: Source, names: Sequence[str], no_bar: bool | None) -> tuple
         except Exception:  # told when it is decoded
             return None
 
-    sizes = [s for s in mapped(size, names, "sizes", no_bar) if s]
+    sizes = [s for s in mapped(size, names, "sizes", loading.no_bar) if s]
+    multiple = loading.size_multiple
     if len(set(sizes)) == 1 and max(sizes[0]) <= MAX_OWN_SIDE:
-        return sizes[0]
+        height, width = (max(side // multiple, 1) * multiple for side in sizes[0])
+        return height, width
     shorter = statistics.median([min(s) for s in sizes] or [DEFAULT_SIDE])
-    side = int(min(shorter, DEFAULT_SIDE)) // SIDE_MULTIPLE * SIDE_MULTIPLE
-    return (max(side, SIDE_MULTIPLE),) * 2
+    multiple = math.lcm(multiple, SIDE_MULTIPLE)
+    return (max(int(min(shorter, DEFAULT_SIDE)) // multiple, 1) * multiple,) * 2
 
 
 def mapped(
@@ -236,41 +298,46 @@ def most_bytes(loading: Loading) -> float:
 # The cache.
 
 
-def cached(listing: Listing, options: DataOptions, loading: Loading) -> tuple[Rendering, Decoded]:
-    """The decoded images from the cache; else decode them, and store them there."""
-    how = Rendering(
-        options.image_size, options.image_channels, options.fit, colour(options.background)
-    )
+def cached_or_decoded(
+    listing: Listing, options: DataOptions, loading: Loading
+) -> tuple[Rendering, Decoded, Path | None]:
+    """The images from the cache, or else decoded, with the path where they are to be stored."""
+    background = colour(options.background)
+    how = Rendering(options.image_size, options.image_channels, options.fit, background)
     if loading.cache is None:
-        return decode_all(listing, options, loading)
-    path = loading.cache / f"images_{cache_key(listing, how)}.pt"
+        return *decode_all(listing, options, loading), None
+    path = loading.cache / f"images_{cache_key(listing, how, loading)}.pt"
     names = [f.name for f in fields(Decoded)]
     try:
         content = checkpoint.load(path, KIND, ("size", *names))
-        channels = content["images"].shape[1]
-        how = Rendering(tuple(content["size"]), channels, how.fit, how.background)
-        decoded = Decoded(**{name: content[name] for name in names})
-        loading.check(len(listing.class_names), how.size)
-        check_damaged(decoded.damaged, options)
-        return how, decoded
     except CheckpointError as e:
         if path.exists():
             print(f"{e}: decoding anew", flush=True)
-    how, decoded = decode_all(listing, options, loading)
-    content = {name: getattr(decoded, name) for name in names} | {"size": list(how.size)}
+        return *decode_all(listing, options, loading), path
+    channels = content["images"].shape[1]
+    how = Rendering(tuple(content["size"]), channels, how.fit, how.background)
+    decoded = Decoded(**{name: content[name] for name in names})
+    loading.check(len(listing.class_names), how.size)
+    check_damaged(decoded.damaged, options)
+    return how, decoded, None
+
+
+def store(path: Path, decoded: Decoded, how: Rendering) -> None:
+    """Cache the images; without a cache the next start decodes them again."""
+    content = {f.name: getattr(decoded, f.name) for f in fields(Decoded)} | {"size": list(how.size)}
     try:
-        loading.cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, content, KIND)
     except (CheckpointError, OSError) as e:
         print(f"warning: the decoded images are not cached: {e}", flush=True)
-    return how, decoded
 
 
-def cache_key(listing: Listing, how: Rendering) -> str:
+def cache_key(listing: Listing, how: Rendering, loading: Loading) -> str:
     """Changes with what is asked for, with the files, and with the content of any of them."""
     names = [file.name for file in listing.files]
     about = (
         how,
+        loading.size_multiple,
         listing.source.description,
         names,
         listing.source.stamps(names),
@@ -294,19 +361,22 @@ def held_out(labels: Tensor, digests: Tensor) -> Tensor:
     """Which images are held out, (N,) bool: a tenth of each class, but at least one.
 
     Those with the lowest hash of their content: another image in the folder does not change the
-    others' lot, and copies of a held-out image are held out too. None of fewer than MIN_IMAGES,
-    none of a class with fewer than MIN_CLASS.
+    others' lot, and copies of a held-out image are held out too. Copies count as one: of fewer than
+    MIN_IMAGES none is held out, nor of a class with fewer than MIN_CLASS.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    if len(labels) < MIN_IMAGES:
+    order = torch.tensor([zlib.crc32(bytes(row)) for row in digests.tolist()])
+    if len(order.unique()) < MIN_IMAGES:
         return chosen
-    order = torch.tensor([zlib.crc32(bytes(digest.tolist())) for digest in digests])
     for label in labels.unique():
-        own = (labels == label).nonzero().flatten()
-        if len(own) >= MIN_CLASS:
-            count = max(1, len(own) // HELD_OUT_EVERY)
-            chosen[own[order[own].argsort(stable=True)[:count]]] = True
-    return torch.isin(order, order[chosen])
+        contents = order[labels == label].unique()  # rising
+        if len(contents) >= MIN_CLASS:
+            chosen |= torch.isin(order, contents[: max(1, len(contents) // HELD_OUT_EVERY)])
+    for label in labels.unique():  # whose images are all copies of another class's
+        own = labels == label
+        if chosen[own].all():
+            chosen[own] = False
+    return chosen
 
 
 def check_damaged(damaged: dict[str, str], options: DataOptions) -> None:

@@ -41,6 +41,7 @@ class TensorSet:
     labels: Tensor
     notes: tuple[str, ...] = ()
     of_files: str = ""  # the fingerprint where it is of the files that the images were read from
+    digests: Tensor | None = None  # SHA-256 of those files, (N, 32) uint8
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -104,11 +105,12 @@ class StreamSet:
     name: str
     source: str
     class_names: tuple[str, ...]
-    read: Callable[[str], Tensor]  # uint8 (C, H, W) of a file's name; raises ReadError
+    read: Callable[[str, bytes], Tensor]  # uint8 (C, H, W) of a name and digest; raises ReadError
     files: Sequence[str]
     labels: Tensor
     image_shape: tuple[int, int, int]
     fingerprint: str
+    digests: Tensor
     notes: tuple[str, ...] = ()
     device: torch.device = CPU
     damage: Damage = field(default_factory=Damage)
@@ -149,7 +151,7 @@ class StreamSet:
         for j in range(i, i + self.damage.most + 1):
             j %= len(self)
             try:
-                return self.read(self.files[j]), j
+                return self.read(self.files[j], bytes(self.digests[j].tolist())), j
             except ReadError as e:
                 self.damage.note(self.files[j], str(e))
         raise ReadError(f"cannot read images of {self.source}: {self.files[i]} and those after it")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -11,18 +12,20 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.errors import DataError, DataNotFound
-from utils.labels import match_classes, natural_key, readable
+from utils.labels import listed, match_classes, natural_key, readable
 
 ACCEPTED = (
     "--dataset folder takes a folder or .zip of images (flat, one folder per class, or train/ "
     "and test/ beside each other), or a .npz or .npy of uint8 images"
 )
 MAX_FILE_BYTES = 2**30
-TRAIN, TEST = {"train", "training"}, ("test", "val", "valid", "validation")
-IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # besides hidden files and folders
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
+# Besides hidden files and folders: what systems leave behind.
+IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "lost+found"}
+IGNORED |= {"System Volume Information"}
 NEEDS_PLUGIN = {
     "HEIC": {".heic", ".heif", ".hif"},
     "JPEG XL": {".jxl"},
@@ -89,14 +92,12 @@ class Folder:
         def fail(e: OSError) -> None:
             raise DataError(f"cannot read the folder {readable(str(e.filename))}: {e.strerror}")
 
-        seen: set[tuple[int, int]] = set()  # so that a link to a folder above ends
         for folder, folders, names in os.walk(self.root, onerror=fail, followlinks=True):
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((about.st_dev, about.st_ino))
             inside = Path(folder).relative_to(self.root)
+            above = [self.root / parent for parent in inside.parents]
+            if any(os.path.samefile(folder, parent) for parent in above if inside.parts):
+                folders.clear()  # a link to a folder above
+                continue
             yield from (str(PurePosixPath(inside, name)) for name in names)
 
     def is_file(self, name: str) -> bool:
@@ -125,30 +126,35 @@ class Zip:
         self.path, self.description = path, readable(str(path))
         try:
             self.archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as e:
+        except Exception as e:  # zipfile raises what it likes for damaged files
             raise DataError(f"cannot read the zip {self.description}: {e}") from e
+        files = (i for i in self.archive.infolist() if not i.is_dir())
+        self.members = {i.filename.replace("\\", "/").lstrip("/"): i for i in files}
 
     def walk(self) -> Iterator[str]:
-        yield from (i.filename for i in self.archive.infolist() if not i.is_dir())
+        yield from self.members
 
     def is_file(self, name: str) -> bool:
-        return not name.startswith("/") and ".." not in name.split("/")
+        return name in self.members
 
     def open(self, name: str) -> tuple[Image.Image, bytes]:
-        if self.archive.getinfo(name).file_size > MAX_FILE_BYTES:
+        if self.members[name].file_size > MAX_FILE_BYTES:
             raise OSError(f"larger than {MAX_FILE_BYTES:,} bytes")
-        return identify(self.archive.read(name))
+        return identify(self.archive.read(self.members[name]))
 
     def stamps(self, names: Sequence[str]) -> list[Stamp]:
-        infos = (self.archive.getinfo(name) for name in names)
+        infos = (self.members[name] for name in names)
         return [(i.file_size, i.CRC, i.compress_size) for i in infos]
 
 
 def identify(content: bytes) -> tuple[Image.Image, bytes]:
     """The image in these bytes, not decoded yet. Raises OSError and what Pillow raises."""
-    if content[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1"):
-        raise OSError("HEIC, whatever its name says: convert it to PNG or JPEG")
-    return Image.open(io.BytesIO(content), formats=readable_formats()), content
+    try:
+        return Image.open(io.BytesIO(content), formats=readable_formats()), content
+    except UnidentifiedImageError as e:
+        if content[4:8] == b"ftyp":
+            raise OSError("HEIC or the like: convert it to PNG or JPEG") from e
+        raise
 
 
 @cache
@@ -179,25 +185,29 @@ def list_images(source: Folder | Zip) -> Listing:
     depth = 0
     while len(heads(names, depth)) == 1 and not at_top(names, depth):
         depth += 1
-    parts = split_parts(source, names, depth, left_out)
-    if parts is None:
+    train, tests = split_parts(names, depth)
+    if not tests:
         class_names, files = label(names, depth, left_out)
         return Listing(source, tuple(files), class_names, left_out)
-    (train, test), depth = parts, depth + 1
-    class_names, files = label(train, depth, left_out)
-    test_names, test_files = label(test, depth, left_out)
-    if unknown := set(test_names) - set(class_names):
+    if not train:
+        raise DataError(f"{source.description} has {tests[0]}/ but no train/: {ACCEPTED}")
+    inside = {part: under(names, depth, part) for part in (train, *tests)}
+    folders = class_folders(inside[train], depth + 1)
+    fits = [test for test in tests if not folders or heads(inside[test], depth + 1)]
+    if not fits:
+        raise DataError(f"{source.description}: {train}/ has class folders, {tests[0]}/ has not")
+    test = fits[0]
+    left_out[f"outside {train}/ and {test}/"] += len(names) - len(inside[train]) - len(inside[test])
+    unknown = heads(inside[test], depth + 1) - set(folders)
+    if folders and unknown:
         raise DataError(
-            f"{source.description}: the test images have classes that the training images lack "
-            f"({', '.join(sorted(unknown))}); the folders of train/ and test/ must be the same"
+            f"{source.description}: {test}/ has classes that {train}/ lacks: "
+            f"{listed(sorted(map(readable, unknown)))}"
         )
-    if bool(class_names) != bool(test_names):
-        raise DataError(
-            f"{source.description}: one of train/ and test/ has class folders, the other has not"
-        )
-    relabel = [class_names.index(name) for name in test_names] or [0]
-    files += [ImageFile(f.name, relabel[f.label], test=True) for f in test_files]
-    return Listing(source, tuple(files), class_names, left_out)
+    files = labelled(inside[train], depth + 1, folders, left_out)
+    tested = labelled(inside[test], depth + 1, folders, left_out)
+    files += [replace(file, test=True) for file in tested]
+    return Listing(source, tuple(files), tuple(map(readable, folders)), left_out)
 
 
 def why_left_out(source: Folder | Zip, name: str) -> str:
@@ -221,6 +231,13 @@ def why_left_out(source: Folder | Zip, name: str) -> str:
         return "not images"
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, for Pillow or after a conversion."""
+    suffix = PurePosixPath(name).suffix.lower()
+    known = Image.registered_extensions().get(suffix)
+    return known in readable_formats() or any(suffix in own for own in NEEDS_PLUGIN.values())
+
+
 def heads(names: Sequence[str], depth: int) -> set[str]:
     """The folders at this depth that hold images."""
     return {parts[depth] for name in names if len(parts := name.split("/")) > depth + 1}
@@ -231,42 +248,52 @@ def at_top(names: Sequence[str], depth: int) -> list[str]:
     return [name for name in names if name.count("/") == depth]
 
 
-def split_parts(
-    source: Folder | Zip, names: list[str], depth: int, left_out: Counter[str]
-) -> tuple[list[str], list[str]] | None:
-    """The images of train/ and of the first of TEST that is there; None without these folders."""
-    by_lower = {head.lower(): head for head in heads(names, depth)}
-    train = [by_lower[name] for name in sorted(TRAIN) if name in by_lower]
-    test = [by_lower[name] for name in TEST if name in by_lower]
-    if not test:
-        return None
-    if not train:
-        if by_lower.keys() <= set(TEST):
-            raise DataError(f"{source.description} has {test[0]}/ but no train/: {ACCEPTED}")
-        return None
-    parts: dict[str, list[str]] = {train[0]: [], test[0]: []}
-    for name in names:
-        head = name.split("/")[depth]
-        if head in parts and name.count("/") > depth:
-            parts[head].append(name)
-        else:
-            left_out[f"outside {train[0]}/ and {test[0]}/"] += 1
-    return parts[train[0]], parts[test[0]]
+def split_parts(names: list[str], depth: int) -> tuple[str | None, list[str]]:
+    """The folder of training images, and those of test images, the likelier names first.
+
+    ``train``, ``Training``, ``train_images``, ``training_set``, ``train2017`` and the like.
+    """
+    found: dict[str, str] = {}
+    for head in sorted(heads(names, depth)):
+        word = re.sub(r"[ _-]*(set|images?|data|\d+)$", "", head.lower())
+        if word in (*TRAIN, *TEST):
+            found.setdefault(word, head)
+    tests = [found[word] for word in TEST if word in found]
+    train = next((found[word] for word in TRAIN if word in found), None)
+    if train is None and heads(names, depth) != set(tests):
+        return None, []  # classes, one of which has such a name
+    return train, tests
+
+
+def under(names: Sequence[str], depth: int, folder: str) -> list[str]:
+    """The names in this folder."""
+    return [n for n in names if n.count("/") > depth and n.split("/")[depth] == folder]
+
+
+def class_folders(names: Sequence[str], depth: int) -> list[str]:
+    """The folders that are classes; none where there are fewer than two."""
+    folders = sorted(heads(names, depth), key=natural_key)
+    return folders if len(folders) > 1 else []
 
 
 def label(
     names: Sequence[str], depth: int, left_out: Counter[str]
 ) -> tuple[tuple[str, ...], list[ImageFile]]:
     """Class names, and the images with their labels."""
-    folders = sorted(heads(names, depth), key=natural_key)
-    if len(folders) < 2:
-        return (), [ImageFile(name) for name in names]
-    beside = at_top(names, depth)
-    left_out["beside the class folders"] += len(beside)
+    folders = class_folders(names, depth)
+    return tuple(map(readable, folders)), labelled(names, depth, folders, left_out)
+
+
+def labelled(
+    names: Sequence[str], depth: int, folders: Sequence[str], left_out: Counter[str]
+) -> list[ImageFile]:
+    """The images with the number of their class folder; with 0 where there are none."""
+    if not folders:
+        return [ImageFile(name) for name in names]
+    left_out["beside the class folders"] += len(at_top(names, depth))
     index = {folder: i for i, folder in enumerate(folders)}
     inside = [name for name in names if name.count("/") > depth]
-    files = [ImageFile(name, index[name.split("/")[depth]]) for name in inside]
-    return tuple(map(readable, folders)), files
+    return [ImageFile(name, index[name.split("/")[depth]]) for name in inside]
 
 
 def summary(counts: Counter[str]) -> str:

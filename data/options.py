@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 
 def accept(_classes: int, _size: tuple[int, int]) -> None:
     """Any number of classes, images of any height and width."""
@@ -16,7 +18,9 @@ class Loading:
     cache: the folder of decoded images; None: they are not kept. no_bar: for tqdm's ``disable``.
     check: called with the number of classes and (height, width) before anything is decoded, to
     refuse them by raising. download: what is missing, where that is possible. in_memory: bytes
-    that decoded images may take; None: a share of the memory of this machine.
+    that decoded images may take; None: a share of the memory of this machine. size_multiple: of
+    height and width, where the images' own size is taken. fingerprint, digests: of the training
+    images that a run was begun with; with skip_damaged, those of them that are left are taken.
     """
 
     cache: Path | None = None
@@ -24,6 +28,9 @@ class Loading:
     check: Callable[[int, tuple[int, int]], None] = accept
     download: bool = True
     in_memory: int | None = None
+    size_multiple: int = 1
+    fingerprint: str | None = None
+    digests: Tensor | None = None
 
 
 @dataclass(frozen=True)

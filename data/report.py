@@ -18,7 +18,7 @@ def report(train_set: ImageSet, test_set: ImageSet) -> list[str]:
     if not len(test_set):
         lines.append("held out: none, so there is no held-out loss: too few images to spare any")
     elif missing := without_held_out(train_set, test_set):
-        lines.append(f"held out: no image of {listed(missing)}: too few images to spare any")
+        lines.append(f"held out: no image of {listed(missing)}")
     return lines
 
 
@@ -28,7 +28,7 @@ def classes(image_set: ImageSet) -> str:
         return "classes: none, so sampling is unconditional"
     counts = torch.bincount(image_set.labels.cpu(), minlength=image_set.num_classes).tolist()
     rows = [f"{name} {n:,}" for name, n in zip(image_set.class_names, counts, strict=True)]
-    return f"{len(rows)} classes: {listed(rows)}"
+    return f"{len(rows)} {'class' if len(rows) == 1 else 'classes'}: {listed(rows)}"
 
 
 def without_held_out(train_set: ImageSet, test_set: ImageSet) -> list[str]:

@@ -1,6 +1,7 @@
 """Images as files: what is learnt is what a viewer shows, for every kind that Pillow reads."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from data.decode import TURNS, Rendering, colour, crop_box, cut_off, eight_bit, render
+from data.decode import TURNS, Rendering, colour, crop_box, cut_off, eight_bit, render, seen_size
 from data.errors import DataError
 
 H, W = 24, 32
@@ -106,6 +107,40 @@ def test_transparency_is_composed_over_the_background(mode, kind, background):
     assert distance(learnt, np.array(image.convert("RGB"))) > 20  # control: what lies below
 
 
+@pytest.mark.parametrize("value", [0, 9, 255])
+def test_an_orientation_that_is_none_turns_nothing(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    for kind in ("PNG", "JPEG"):
+        opened = stored(RGB, kind, exif=exif, quality=95)
+        assert seen_size(opened) == (H, W)
+        learnt, size = render(opened, WHITE)
+        assert size == (H, W)
+        assert distance(pixels(learnt), np.array(RGB)) < 9
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return len(content).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+
+def png(rows: bytes, width: int, bits: int, colour_type: int, transparent: bytes) -> Image.Image:
+    """One row of pixels, of depths that Pillow does not write."""
+    header = width.to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, colour_type, 0, 0, 0])
+    parts = chunk(b"IHDR", header) + chunk(b"tRNS", transparent)
+    parts += chunk(b"IDAT", zlib.compress(b"\0" + rows)) + chunk(b"IEND", b"")
+    return Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + parts))
+
+
+def test_a_transparent_value_is_of_the_depth_of_the_file():
+    how = Rendering((1, 2), 3, "crop", (1, 2, 3))
+    deep = b"".join(v.to_bytes(2, "big") for v in (100, 100, 100, 25700, 25700, 25700))
+    learnt, _ = render(png(deep, 2, 16, 2, b"\0d\0d\0d"), how)  # 100 of 65,535 is nearly black
+    assert pixels(learnt).tolist() == [[[1, 2, 3], [100, 100, 100]]]
+    learnt, _ = render(png(bytes([0b0110 << 4]), 2, 2, 0, b"\0\x01"), how)  # values 1 and 2 of 3
+    assert pixels(learnt).tolist() == [[[1, 2, 3], [170, 170, 170]]]
+
+
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "1", "I;16"])
 def test_a_transparent_colour_shows_the_background(mode):
     if mode == "I;16":
@@ -130,7 +165,10 @@ def test_four_channels_keep_what_is_transparent():
     image = RGB.copy()
     image.putalpha(Image.fromarray(ALPHA))
     learnt, _ = render(stored(image, "PNG"), Rendering((H, W), 4, "crop", (255, 255, 255)))
-    assert np.array_equal(pixels(learnt), np.array(image))
+    seen = ALPHA > 0
+    assert np.array_equal(pixels(learnt)[seen], np.array(image)[seen])
+    assert not seen.all()
+    assert (pixels(learnt)[~seen] == 0).all()  # whatever lies under it
     opaque, _ = render(stored(RGB, "PNG"), Rendering((H, W), 4, "crop", (255, 255, 255)))
     assert (opaque[3] == 255).all()
 

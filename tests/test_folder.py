@@ -94,11 +94,41 @@ def test_train_and_test_may_lack_classes_both_but_not_one(tmp_path):
     train_set, test_set = opened(tmp_path)
     assert (len(train_set), len(test_set), train_set.class_names) == (3, 3, ())
     fill(tmp_path, "test/cat", "test/dog")
-    with pytest.raises(DataError, match="classes that the training images lack"):
+    assert opened(tmp_path)[1].class_names == ()
+    fill(tmp_path, "train/cat", "train/cow")
+    with pytest.raises(DataError, match=r"test/ has classes that train/ lacks: dog"):
         opened(tmp_path)
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(DataError, match="has test/ but no train/"):
         opened(fill(tmp_path, "val", each=1))
+
+
+@pytest.mark.parametrize(
+    ("train_name", "test_name"),
+    [
+        ("training_set", "test_set"),
+        ("Training", "Testing"),
+        ("train2017", "val2017"),
+        ("train_images", "test_images"),
+    ],
+)
+def test_the_two_sets_have_many_names(tmp_path, train_name, test_name):
+    fill(tmp_path, *(f"{part}/{c}" for part in (train_name, test_name) for c in "ab"), each=3)
+    train_set, test_set = opened(tmp_path)
+    assert (len(train_set), len(test_set), train_set.class_names) == (6, 6, ("a", "b"))
+
+
+def test_a_test_folder_may_lack_classes_and_one_that_fits_is_taken(tmp_path):
+    fill(tmp_path, "train/a", "train/b", "valid/b", "test", each=4)  # test/ is not labelled
+    train_set, test_set = opened(tmp_path)
+    assert (len(train_set), test_set.labels.tolist()) == (8, [1] * 4)
+    lines = report(train_set, test_set)
+    assert "left out: 4 outside train/ and valid/" in lines
+    assert "held out: no image of a" in lines
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    assert opened(fill(tmp_path, "test", "plane"))[0].class_names == ("plane", "test")
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path):
@@ -175,7 +205,9 @@ IMAGES = np.stack([picture(n) for n in range(40)])
 LABELS = np.arange(40) % 3 + 5
 
 
-@pytest.mark.parametrize("names", [("images", "labels"), ("x", "y"), ("arr_0", "arr_1")])
+@pytest.mark.parametrize(
+    "names", [("images", "labels"), ("images", "y"), ("x", "y"), ("arr_0", "arr_1")]
+)
 def test_an_npz_has_images_and_labels(tmp_path, names):
     np.savez(tmp_path / "a.npz", **dict(zip(names, (IMAGES, LABELS), strict=True)))
     train_set, test_set = opened(tmp_path / "a.npz")
@@ -221,6 +253,8 @@ def test_arrays_of_a_test_set_are_held_out(tmp_path):
         ({"images": IMAGES[:0]}, r"must be \(N, H, W\)"),
         ({"images": IMAGES, "labels": LABELS[:7]}, "40 whole numbers"),
         ({"images": IMAGES, "labels": LABELS / 2}, "whole numbers"),
+        ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES}, "x_test or x_train has no lab"),
+        ({"images": IMAGES[0]}, "this is one image"),
         ({"other": IMAGES}, "no array named images.*only other"),
         ({"images": np.array([None])}, "cannot read the arrays"),
     ],
@@ -251,6 +285,7 @@ def test_grey_is_learnt_as_grey(tmp_path):
 def test_the_size_is_the_sets_own_where_all_share_it(tmp_path):
     assert opened(fill(tmp_path / "a", "", size=(20, 28)))[0].image_shape == (3, 20, 28)
     assert opened(tmp_path / "a", image_size=(8, 12))[0].image_shape == (3, 8, 12)
+    assert opened(tmp_path / "a", Loading(size_multiple=8))[0].image_shape == (3, 16, 24)
     put(tmp_path / "a/other.png", 9, size=(40, 70))
     assert opened(tmp_path / "a")[0].image_shape == (3, 16, 16)  # near the median of 20
     fill(tmp_path / "b", "", each=3, size=(300, 300))
@@ -292,6 +327,20 @@ def test_copies_are_on_one_side():
     assert 6 <= chosen[:60].sum() <= 12
     labels[90:] = 2  # the copies in two classes of their own
     assert torch.equal(*held_out(labels, digests).view(2, 60))
+
+
+def test_copies_leave_something_to_train_on():
+    """Thirty copies of one image count as one; a class of copies of another's keeps them."""
+    one = torch.zeros(30, 32, dtype=torch.uint8)
+    assert not held_out(torch.zeros(30, dtype=torch.int64), one).any()
+    digests = torch.randint(0, 256, (40, 32), dtype=torch.uint8)
+    labels = torch.zeros(50, dtype=torch.int64)
+    labels[40:] = 1
+    chosen = held_out(labels[:40], digests)
+    copied = digests[chosen][:1].repeat(10, 1)
+    both = held_out(labels, torch.cat([digests, copied]))
+    assert torch.equal(both[:40], chosen)
+    assert not both[40:].any()
 
 
 def test_another_image_does_not_change_the_lot_of_the_others():
@@ -542,7 +591,9 @@ def test_classes_by_name_number_and_range():
     for words in (["3"], ["bird"], [""], ["10-1"]):
         with pytest.raises(InputError, match="the classes are 1, 2, 10"):
             match_classes(words, ["1", "2", "10"])
-    assert readable("dög") == "dög"
+    assert readable("dög") == "dög" == readable("do\u0308g")
+    assert readable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert sorted(["9" * 5000, "10"], key=natural_key)[0] == "10"
 
 
 @pytest.mark.parametrize(
@@ -565,6 +616,45 @@ def test_a_place_without_images_says_what_is_accepted(tmp_path, make, words):
         opened(make(root))
     assert "\n" not in str(error.value)
     assert isinstance(error.value, DataNotFound) == ("cannot" not in words)
+
+
+def test_names_in_a_zip_may_be_of_windows(tmp_path):
+    good = put(tmp_path / "good.png", 0).read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("cat\\1.png", "cat\\2.png", "dog\\1.png", "/dog/2.png"):
+            info = zipfile.ZipInfo()
+            info.filename = name
+            archive.writestr(info, good)
+    assert opened(tmp_path / "a.zip")[0].class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["compressed", "plain", "zip"])
+def test_a_damaged_container_is_one_line(tmp_path, kind):
+    fill(tmp_path / "set", "cat", "dog", each=3)
+    if kind == "zip":
+        path = Path(shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "set"))
+    else:
+        path = tmp_path / "a.npz"
+        {"compressed": np.savez_compressed, "plain": np.savez}[kind](path, images=IMAGES, y=LABELS)
+    good, refused = path.read_bytes(), 0
+    for n in range(60):
+        chance, content = random.Random(n), bytearray(good)
+        for _ in range(chance.choice([1, 3, 30])):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(content)
+        line = refusal(path)
+        assert "\n" not in line
+        refused += bool(line)
+    assert refused > 10
+
+
+def refusal(path: Path) -> str:
+    """The line with which it is refused; empty if it is read."""
+    try:
+        opened(path)
+        return ""
+    except DataError as e:
+        return str(e)
 
 
 def zip_of(path: Path, **members: bytes) -> Path:

@@ -155,18 +155,25 @@ def data_options(config: Config) -> DataOptions:
 def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
     """The configuration with what follows from the data filled in; training and test set."""
     config = args.config
-    fingerprint = args.resumed and args.resumed.ckpt.get("data", {}).get("fingerprint")
+    recorded = args.resumed.ckpt.get("data", {}) if args.resumed else {}
+    if config.data.dataset != "folder" and not args.resumed and holds_images(config.data.data_root):
+        raise ConfigError(
+            f"{config.data.data_root} holds images, but not {config.data.dataset}: to train on "
+            "them, type --dataset folder"
+        )
     try:
         with ranks.first_before_others():  # which then find the images decoded
             check = partial(check_data, config)
-            loading = Loading(args.run_root / CACHE, ranks.no_bar, check)
-            train_set, test_set = load_splits(data_options(config), fingerprint, loading)
+            loading = Loading(
+                args.run_root / CACHE,
+                ranks.no_bar,
+                check,
+                size_multiple=config.model.size_multiple,
+                digests=recorded.get("digests"),
+            )
+            options = data_options(config)
+            train_set, test_set = load_splits(options, recorded.get("fingerprint"), loading)
     except DataNotFound as e:
-        if config.data.dataset != "folder" and holds_images(config.data.data_root):
-            raise ConfigError(
-                f"{config.data.data_root} holds images, but not {config.data.dataset}: to train on "
-                "them, type --dataset folder"
-            ) from e
         if not args.may_substitute:
             raise
         print(SUBSTITUTE.format(reason=e), file=sys.stderr, flush=True)
@@ -198,6 +205,7 @@ def data_record(train_set: ImageSet) -> dict[str, Any]:
     return {
         "source": train_set.source,
         "fingerprint": train_set.fingerprint,
+        "digests": train_set.digests,
         "class_names": list(train_set.class_names),
         "notes": list(train_set.notes),
     }

@@ -2,20 +2,29 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from utils.errors import InputError
 
 
 def readable(name: str) -> str:
-    """The name with bytes that are not UTF-8 written as ``\\xe9``: it can be printed and stored."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name as it is printed, stored and typed: NFC, with ``\\xe9`` for what is not UTF-8.
+
+    Control characters are escaped too.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return unicodedata.normalize("NFC", "".join(shown))
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts the numbers in names as numbers: 1, 2, ..., 10, 11."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts]
+def natural_key(name: str) -> list[tuple[int, int, str, str]]:
+    """Sorts the numbers in names, of any length, as numbers: 1, 2, ..., 10, 11."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    digits = [p.lstrip("0") if p[0] in "0123456789" else None for p in parts]
+    return [
+        (1, 0, p, p) if d is None else (0, len(d), d, p) for p, d in zip(parts, digits, strict=True)
+    ]
 
 
 def match_classes(words: Sequence[str], names: Sequence[str]) -> list[int]:
