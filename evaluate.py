@@ -35,6 +35,7 @@ from training.trained import TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
+from utils.files import check_writable
 from utils.images import to_uint8
 from utils.process import exit_code
 
@@ -50,6 +51,7 @@ class Args(CommonArgs):
     samplers: dict[str, Sampler]  # by "name:steps"; the checkpoint's own, or the typed one, first
     only: tuple[str, ...]  # of SECTIONS
     all_terms: bool
+    folder: Path  # of metrics.json and nearest_pairs.png
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ def run(args: Args) -> int:
 
 
 def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
-    """Compute the selected metrics, print them, write metrics.json beside the run's logs.
+    """Compute the selected metrics, print them, write metrics.json.
 
     Each rank draws its share of the samples; rank 0 does everything else.
     """
+    if ranks.first:
+        check_output(args.folder)
     opened = args.opened
     fingerprint = opened.content.get("data", {}).get("fingerprint")
     train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
@@ -94,18 +98,19 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     needed = "bits" in args.only or model.config.sample.variance == "optimal"
     if needed and model.diffusion.x0_error is None:
         likelihood.measure_x0_errors(model, train, model.config.sample.clip)
-    logs = runs.logs_of(model.path)
-    if ranks.first:
-        logs.mkdir(parents=True, exist_ok=True)  # fails before sampling, not after
     from_samples = {"scores", "memory"} & set(args.only)
-    samples = sample_all(e, ranks) if from_samples and train_set.num_classes > 1 else {}
+    has_features = train_set.num_classes > 1
+    if ranks.first and from_samples and has_features and not extractor_path(e).exists():
+        check_output(extractor_path(e).parent)
+    samples = sample_all(e, ranks) if from_samples and has_features else {}
     if not ranks.first:
         return
 
     found: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
     found |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
+    args.folder.mkdir(parents=True, exist_ok=True)
     if samples:
-        found |= compare(e, samples, logs)
+        found |= compare(e, samples)
     elif from_samples:
         print(f"no scores, no memorization: {train_set.name} has no classes to learn features from")
     if "held-out" in args.only:
@@ -114,8 +119,16 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         first = next(iter(args.samplers.values()))
         found["bits_per_dim"] = likelihood.bits_per_dim(model, first, train, test, args.all_terms)
     found["environment"] = runs.environment(device)
-    runs.write_json(logs / "metrics.json", found)
-    print(f"\n{logs / 'metrics.json'} (overwritten)")
+    runs.write_json(args.folder / "metrics.json", found)
+    print(f"\n{args.folder / 'metrics.json'} (overwritten)")
+
+
+def check_output(folder: Path) -> None:
+    """ConfigError where nothing can be written; called before anything is computed."""
+    try:
+        check_writable(folder)
+    except OSError as e:
+        raise ConfigError(f"cannot write to {folder}: {e.strerror}: choose another --out") from e
 
 
 def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Row]]:
@@ -162,11 +175,9 @@ def proportional_labels(labels: Tensor, n: int) -> Tensor:
     return labels.sort().values[at.long()]
 
 
-def compare(
-    e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]], logs: Path
-) -> dict[str, Any]:
+def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dict[str, Any]:
     """The scores of samples beside those of real images, and memorization."""
-    extractor = load_or_train(e.train, e.test, e.train_set.num_classes, extractor_path(e, logs))
+    extractor = load_or_train(e.train, e.test, e.train_set.num_classes, extractor_path(e))
     accuracy = f"{100 * extractor.accuracy:.2f} %"
     print(f"classifier: {accuracy} of the test set; {extractor.source}", flush=True)
     train, test = (extractor.extract(images) for images in (e.train, e.test))
@@ -179,15 +190,21 @@ def compare(
     if "memory" in e.args.only:
         baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
-        found["memorization"] = memorization(first, train, baseline, logs / "nearest_pairs.png")
+        pairs = e.args.folder / "nearest_pairs.png"
+        found["memorization"] = memorization(first, train, baseline, pairs)
     return found
 
 
-def extractor_path(e: Evaluation, logs: Path) -> Path:
-    """Where the feature extractor is cached: under the run root, by the content of the images."""
-    folder = logs.parent.parent if runs.is_in_run(e.model.path) else logs
+def extractor_path(e: Evaluation) -> Path:
+    """Where the feature extractor is cached: under the run root, by the content of the images.
+
+    With --out it is stored there, where the run root has none.
+    """
+    own, logs = e.args.folder, runs.logs_of(e.model.path)
+    root = logs.parent.parent if runs.is_in_run(e.model.path) else logs
     size, images = e.model.config.data.image_size, e.train_set
-    return folder / "classifiers" / f"{images.name}_{size}_{images.fingerprint[:16]}.pt"
+    name = Path("classifiers", f"{images.name}_{size}_{images.fingerprint[:16]}.pt")
+    return root / name if own == logs or (root / name).exists() else own / name
 
 
 def parse_args(argv: list[str] | None) -> Args:
@@ -195,6 +212,7 @@ def parse_args(argv: list[str] | None) -> Args:
     parser = Parser(prog="evaluate.py", description=__doc__)
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
+    parser.add_argument("--out", type=Path, help="folder to write to [the run's logs]")
     parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
         "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
@@ -221,7 +239,13 @@ def parse_args(argv: list[str] | None) -> Args:
         config = opened.config.override(sampler=name, steps=int(steps))
         config.check_sampling(())
         samplers[spec] = Sampler(**asdict(config.sample))
-    return Args(**common(opened, own), samplers=samplers, only=only, all_terms=own["all_terms"])
+    return Args(
+        **common(opened, own),
+        samplers=samplers,
+        only=only,
+        all_terms=own["all_terms"],
+        folder=own["out"] or runs.logs_of(opened.path),
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from training.trained import (
 from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.files import whole_file
+from utils.files import check_writable, whole_file
 from utils.process import exit_code
 
 __all__ = ["TrainedModel", "load"]
@@ -155,9 +155,7 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
             if path.exists() and not args.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         if ranks.first:
-            args.folder.mkdir(parents=True, exist_ok=True)
-            if not any(args.folder.iterdir()):
-                args.folder.rmdir()
+            check_writable(args.folder)
     except OSError as e:
         raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 

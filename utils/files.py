@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,19 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # where the folder itself is gone
             partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless files can be made in the folder, or it in its parent. Left as it was."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for path in made:
+            with suppress(OSError):  # was not made
+                path.rmdir()
 
 
 def sync_folder(folder: Path) -> None:
