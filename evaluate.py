@@ -37,6 +37,7 @@ from training.trained import TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
+from utils.files import check_writable
 from utils.images import to_uint8
 from utils.process import exit_code
 
@@ -52,6 +53,7 @@ class Args(CommonArgs):
     samplers: dict[str, Sampler]  # by "name:steps"; the checkpoint's own, or the typed one, first
     only: tuple[str, ...]  # of SECTIONS
     all_terms: bool
+    folder: Path  # of metrics.json and nearest_pairs.png
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ def run(args: Args) -> int:
 
 
 def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
-    """Compute the selected metrics, print them, write metrics.json beside the run's logs.
+    """Compute the selected metrics, print them, write metrics.json.
 
     Each rank draws its share of the samples; rank 0 does everything else.
     """
+    if ranks.first:
+        check_output(args.folder)
     opened = args.opened
     recorded = opened.content.get("data", {})
     with ranks.first_before_others():
@@ -101,22 +105,31 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)
         model = replace(model, x0_error=x0_error)
     e = Evaluation(model, args, train_set, train, test)
-    logs = runs.logs_of(model.path)
-    if ranks.first:
-        logs.mkdir(parents=True, exist_ok=True)  # fails before sampling, not after
-    samples = sample_all(e, ranks) if {"scores", "memory"} & set(args.only) else {}
+    from_samples = {"scores", "memory"} & set(args.only)
+    if ranks.first and from_samples and not extractor_path(e).exists():
+        check_output(extractor_path(e).parent)
+    samples = sample_all(e, ranks) if from_samples else {}
     if not ranks.first:
         return
 
     found: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
     found |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
+    args.folder.mkdir(parents=True, exist_ok=True)
     if samples:
-        found |= compare(e, samples, logs)
+        found |= compare(e, samples)
     if {"held-out", "bits"} & set(args.only):
         found |= likelihoods(e)
     found["environment"] = runs.environment(device)
-    runs.write_json(logs / "metrics.json", found)
-    print(f"\n{logs / 'metrics.json'} (overwritten)")
+    runs.write_json(args.folder / "metrics.json", found)
+    print(f"\n{args.folder / 'metrics.json'} (overwritten)")
+
+
+def check_output(folder: Path) -> None:
+    """ConfigError where nothing can be written; called before anything is computed."""
+    try:
+        check_writable(folder)
+    except OSError as e:
+        raise ConfigError(f"cannot write to {folder}: {e.strerror}: choose another --out") from e
 
 
 def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Row]]:
@@ -163,13 +176,10 @@ def proportional_labels(labels: Tensor, n: int) -> Tensor:
     return labels.sort().values[at.long()]
 
 
-def compare(
-    e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]], logs: Path
-) -> dict[str, Any]:
+def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dict[str, Any]:
     """The scores of samples beside those of real images, and memorization."""
     task = task_of(e.train_set)
-    folder = (logs.parent.parent if runs.is_in_run(e.model.path) else logs) / "classifiers"
-    extractor = load_or_train(e.train, e.test, task, cache_path(folder, e.train_set, task))
+    extractor = load_or_train(e.train, e.test, task, extractor_path(e))
     print(extractor.summary, flush=True)
     train, test = (extractor.extract(images) for images in (e.train, e.test))
     features = {name: extractor.extract(images) for name, (images, _) in samples.items()}
@@ -180,13 +190,25 @@ def compare(
     if "memory" in e.args.only:
         baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
-        found["memorization"] = memorization(first, train, baseline, logs / "nearest_pairs.png")
+        pairs = e.args.folder / "nearest_pairs.png"
+        found["memorization"] = memorization(first, train, baseline, pairs)
     return found
 
 
 def cache_folder(path: Path) -> Path | None:
     """Where the run of this checkpoint caches its images; None for one that was copied away."""
     return runs.logs_of(path).parent.parent / CACHE if runs.is_in_run(path) else None
+
+
+def extractor_path(e: Evaluation) -> Path:
+    """Where the feature extractor is cached: under the run root, by the content of the images.
+
+    With --out it is stored there, where the run root has none.
+    """
+    own, logs = e.args.folder, runs.logs_of(e.model.path)
+    root = logs.parent.parent if runs.is_in_run(e.model.path) else logs
+    path = cache_path(root / "classifiers", e.train_set, task_of(e.train_set))
+    return path if own == logs or path.exists() else own / "classifiers" / path.name
 
 
 def likelihoods(e: Evaluation) -> dict[str, Any]:
@@ -211,6 +233,7 @@ def parse_args(argv: list[str] | None) -> Args:
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
     parser.add_argument("--skip-damaged", action="store_true", help="leave out damaged files")
+    parser.add_argument("--out", type=Path, help="folder to write to [the run's logs]")
     parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
         "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
@@ -239,7 +262,13 @@ def parse_args(argv: list[str] | None) -> Args:
         config = opened.config.override(sampler=name, steps=int(steps))
         config.check_sampling(())
         samplers[spec] = Sampler(**asdict(config.sample))
-    return Args(**common(opened, own), samplers=samplers, only=only, all_terms=own["all_terms"])
+    return Args(
+        **common(opened, own),
+        samplers=samplers,
+        only=only,
+        all_terms=own["all_terms"],
+        folder=own["out"] or runs.logs_of(opened.path),
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from training.trained import (
 from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.files import new_folders, whole_file
+from utils.files import check_writable, new_folders, whole_file
 from utils.labels import match_classes
 from utils.process import exit_code
 
@@ -164,8 +164,7 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
             if path.exists() and not args.overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         if ranks.first:
-            with new_folders(args.folder):
-                pass
+            check_writable(args.folder)
     except OSError as e:
         raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 

@@ -39,7 +39,16 @@ OPTIONS = {
     ],
     evaluate: [
         *("--ckpt", "--run-root", "--num", "--seed", "--batch-size", "--device", "--data-root"),
-        *("--samplers", "--only", "--all-terms", "--sampler", "--steps", "--variance", "--eta"),
+        *(
+            "--out",
+            "--samplers",
+            "--only",
+            "--all-terms",
+            "--sampler",
+            "--steps",
+            "--variance",
+            "--eta",
+        ),
         *("--guidance", "--guidance-interval", "--clip", "--unknown"),
     ],
 }

@@ -23,18 +23,21 @@ from faults import (
     Ended,
     Process,
     checkpoints,
+    child_prelude,
     count,
     folder,
     leftovers,
     newest,
     result,
     run,
+    store_classifier,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
 )
 
+import evaluate
 from training.nonfinite import LIMIT, skip_if_not_finite
 from training.optim import Muon
 from utils import checkpoint, runs
@@ -131,6 +134,47 @@ def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
         one_line(ended.err, "cannot make a run folder", "Permission denied")
         where.chmod(0o755)
         count("a folder that may not be written", 1, 1, "one line, exit code 2, before any work")
+
+
+def evaluate_as_nobody(where: str, argv: list[str]) -> None:
+    """Its output goes into files."""
+    os.chdir(where)
+    sys.stdout, sys.stderr = open("out", "w"), open("err", "w")  # noqa: SIM115
+    child_prelude()
+    sabotage.be_nobody(0)
+    sys.exit(evaluate.main(["--ckpt", "latest", "--device", "cpu", "--num", "4", *argv]))
+
+
+def evaluated(where: Path, *argv: str) -> tuple[int, str, str]:
+    process = FORK.Process(target=evaluate_as_nobody, args=(str(where), list(argv)))
+    process.start()
+    process.join(SECONDS)
+    return process.exitcode, *((where / name).read_text() for name in ("out", "err"))
+
+
+def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere():
+    """And without --out it is one line, before anything is drawn."""
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "5"]).code == 0
+        store_classifier(where / "Logs_Checkpoints")
+        where.chmod(0o777)
+        for name in ("out", "err"):
+            (where / name).chmod(0o666)
+        before = contents(where / "Logs_Checkpoints")
+        code, out, err = evaluated(where)
+        logs = where / "Logs_Checkpoints/Inference/version_0"
+        assert err == (
+            f"evaluate.py: error: cannot write to {logs}: Permission denied: choose another --out\n"
+        )
+        assert (code, out) == (2, "")
+        code, out, err = evaluated(where, "--out", "mine", "--only", "memory,held-out")
+        assert code == 0, err
+        assert {path.name for path in (where / "mine").iterdir()} == {
+            "metrics.json", "nearest_pairs.png"
+        }  # fmt: skip
+        assert "drawing" in out
+        assert contents(where / "Logs_Checkpoints") == before
+        count("evaluate.py on a run that may not be written", 1, 1, "one line, before any work")
 
 
 def prune_as_nobody(where: str) -> None:

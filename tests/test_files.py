@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from utils.files import new_folders, remove_partial, whole_file
+from utils.files import check_writable, new_folders, remove_partial, whole_file
 
 
 def test_a_file_takes_its_name_at_the_end(tmp_path):
@@ -60,3 +60,14 @@ def test_only_what_is_half_written_is_removed(tmp_path):
         (tmp_path / name).write_text("")
     remove_partial(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a", "b.partial"]
+
+
+def test_whether_a_folder_can_be_written_is_found_out_without_a_trace(tmp_path):
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(OSError, match=r"exists|directory"):
+            check_writable(path)
+    assert os.listdir(tmp_path) == ["file"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,12 @@ def new_folders(folder: Path) -> Iterator[None]:
         for path in new:  # from the inside
             with suppress(OSError):  # not empty, or it was never made
                 path.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless files can be made in the folder, or it in its parent. Left as it was."""
+    with new_folders(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sync_folder(folder: Path) -> None:
