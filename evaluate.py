@@ -9,7 +9,9 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from config import ConfigError, Parser, flag
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
-from evaluation.features import LabeledImages, cache_path, load_or_train
+from evaluation.features import FeatureExtractor, Features, LabeledImages, cache_path, load_or_train
+from evaluation.floor import proportional_labels
 from evaluation.memorization import memorization
+from evaluation.record import Section, write_sections
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
@@ -40,6 +44,7 @@ from utils.distributed import Ranks, joined
 from utils.files import check_writable
 from utils.images import to_uint8
 from utils.process import exit_code
+from utils.pytree import digest
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
 MAX_REAL = 60_000  # real images in memory
@@ -54,6 +59,7 @@ class Args(CommonArgs):
     only: tuple[str, ...]  # of SECTIONS
     all_terms: bool
     folder: Path  # of metrics.json and nearest_pairs.png
+    inception: Path | None  # file of the weights
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Evaluation:
     train_set: ImageSet
     train: LabeledImages
     test: LabeledImages
+    inception: Callable[[Tensor], Tensor] | None  # uint8 images -> features
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,6 +104,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         train_set, test_set = load_splits(
             data_options(opened.config), recorded.get("fingerprint"), loading
         )
+    weights = digest(opened.content["ema"])  # before the model takes them out
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
@@ -104,7 +112,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if needed and model.x0_error is None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)
         model = replace(model, x0_error=x0_error)
-    e = Evaluation(model, args, train_set, train, test)
+    inception = inception_features(args.inception, train_set, device)
+    e = Evaluation(model, args, train_set, train, test, inception)
     from_samples = {"scores", "memory"} & set(args.only)
     if ranks.first and from_samples and not extractor_path(e).exists():
         check_output(extractor_path(e).parent)
@@ -112,16 +121,11 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if not ranks.first:
         return
 
-    found: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
-    found |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
     args.folder.mkdir(parents=True, exist_ok=True)
-    if samples:
-        found |= compare(e, samples)
+    found = compare(e, samples) if samples else {}
     if {"held-out", "bits"} & set(args.only):
         found |= likelihoods(e)
-    found["environment"] = runs.environment(device)
-    runs.write_json(args.folder / "metrics.json", found)
-    print(f"\n{args.folder / 'metrics.json'} (overwritten)")
+    write_sections(args.folder / "metrics.json", found, origin(e, weights))
 
 
 def check_output(folder: Path) -> None:
@@ -130,6 +134,27 @@ def check_output(folder: Path) -> None:
         check_writable(folder)
     except OSError as e:
         raise ConfigError(f"cannot write to {folder}: {e.strerror}: choose another --out") from e
+
+
+def origin(e: Evaluation, weights: str) -> dict[str, Any]:
+    """What the sections of this call are of; weights: the hash of the EMA weights."""
+    args, model = e.args, e.model
+    of = {"checkpoint": str(model.path), "step": model.step, "weights": weights}
+    of |= {"num": args.num, "seed": args.seed, "sample": asdict(model.config.sample)}
+    return of | {"environment": runs.environment(model.device)}
+
+
+def inception_features(
+    path: Path | None, images: ImageSet, device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """The network of --inception. InputError for another file, or images that it cannot take."""
+    if path is None:
+        return None
+    if (channels := images.image_shape[0]) not in (1, 3):
+        raise ConfigError(f"--inception takes grey or RGB images, these have {channels} channels")
+    from evaluation import inception  # torchvision takes seconds
+
+    return partial(inception.features, inception.load(path).to(device))
 
 
 def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Row]]:
@@ -170,29 +195,31 @@ def timed_samples(
     return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}
 
 
-def proportional_labels(labels: Tensor, n: int) -> Tensor:
-    """n labels (n,) with the class proportions of ``labels``, sorted."""
-    at = (torch.arange(n, device=labels.device) + 0.5) * len(labels) / n
-    return labels.sort().values[at.long()]
-
-
-def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dict[str, Any]:
+def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dict[str, Section]:
     """The scores of samples beside those of real images, and memorization."""
     task = task_of(e.train_set)
     extractor = load_or_train(e.train, e.test, task, extractor_path(e))
     print(extractor.summary, flush=True)
-    train, test = (extractor.extract(images) for images in (e.train, e.test))
-    features = {name: extractor.extract(images) for name, (images, _) in samples.items()}
-    found: dict[str, Any] = {"features": task.name, "classifier_accuracy": extractor.accuracy}
+    train, test = (extract(e, extractor, images) for images in (e.train, e.test))
+    features = {name: extract(e, extractor, images) for name, (images, _) in samples.items()}
+    classifier = {"task": task.name, "accuracy": extractor.accuracy}
+    found: dict[str, Section] = {}
     if "scores" in e.args.only:
         costs = {name: cost for name, (_, cost) in samples.items()}
-        found |= score_all(features, costs, train, test, e.model.num_classes > 0)
+        scores = score_all(features, costs, train, test, e.model.num_classes > 0)
+        found["scores"] = {"classifier": classifier} | scores
     if "memory" in e.args.only:
         baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
-        pairs = e.args.folder / "nearest_pairs.png"
-        found["memorization"] = memorization(first, train, baseline, pairs)
+        memory = memorization(first, train, baseline, e.args.folder / "nearest_pairs.png")
+        found["memorization"] = {"classifier": classifier} | memory
     return found
+
+
+def extract(e: Evaluation, extractor: FeatureExtractor, images: LabeledImages) -> Features:
+    """The features of the classifier and, with --inception, those of that network."""
+    found = extractor.extract(images)
+    return found if e.inception is None else replace(found, inception=e.inception(images.images))
 
 
 def cache_folder(path: Path) -> Path | None:
@@ -243,9 +270,12 @@ def parse_args(argv: list[str] | None) -> Args:
         action="store_true",
         help="evaluate every KL term of every image [an importance sample]",
     )
+    parser.add_argument(
+        "--inception", type=Path, help="file of the Inception weights, for the standard FID"
+    )
     own, typed = parse(parser, argv)
     only = choices("only", own["only"], SECTIONS)
-    for name, part in (("samplers", "scores"), ("all_terms", "bits")):
+    for name, part in (("samplers", "scores"), ("all_terms", "bits"), ("inception", "scores")):
         if own[name] and part not in only:
             raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only)}")
     if own["data_root"] is not None:
@@ -262,13 +292,9 @@ def parse_args(argv: list[str] | None) -> Args:
         config = opened.config.override(sampler=name, steps=int(steps))
         config.check_sampling(())
         samplers[spec] = Sampler(**asdict(config.sample))
-    return Args(
-        **common(opened, own),
-        samplers=samplers,
-        only=only,
-        all_terms=own["all_terms"],
-        folder=own["out"] or runs.logs_of(opened.path),
-    )
+    flags = {name: own[name] for name in ("all_terms", "inception")}
+    folder = own["out"] or runs.logs_of(opened.path)
+    return Args(**common(opened, own), samplers=samplers, only=only, folder=folder, **flags)
 
 
 if __name__ == "__main__":

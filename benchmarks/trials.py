@@ -36,7 +36,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @dataclass(frozen=True)
 class Score:
-    """A row of the CSV. ``floor``: the Fréchet distance of as many real training images."""
+    """A row of the CSV. ``floor``: the mean Fréchet distance of as many real images."""
 
     name: str
     train_flags: str
@@ -120,12 +120,12 @@ class Place:
         return Path(note.read_text())
 
     def score(self, ckpt: Path, num: int, flags: Sequence[str]) -> dict:
-        """metrics.json of samples."""
+        """The section of metrics.json that has the scores of samples."""
         self.run(
             *("evaluate.py", "--ckpt", str(ckpt), "--only", "scores"),
             *("--num", str(num), "--batch-size", "500", *self.data, *flags),
         )
-        return json.loads((run_of(ckpt).logs / "metrics.json").read_text())
+        return json.loads((run_of(ckpt).logs / "metrics.json").read_text())["scores"]
 
     def draw(self, ckpt: Path, flags: Sequence[str]) -> Path:
         """A picture of 100 samples."""
@@ -186,17 +186,16 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     return own
 
 
-def read(metrics: dict, **known: str | float) -> Score:
-    """A row from metrics.json of one sampler."""
-    (_, sampled), *_ = metrics["scores"].items()
-    floor = metrics["scores"]["real train images"]
-    n, machine = metrics["num"], metrics["environment"]
+def read(section: dict, **known: str | float) -> Score:
+    """A row from the scores of one sampler: the first of a section of metrics.json."""
+    of, sampled = section["of"], next(iter(section["rows"].values()))
+    n, machine = of["num"], of["environment"]
     return Score(
         **known,
-        steps=metrics["step"],
+        steps=of["step"],
         num=n,
         fid=sampled[f"fid_classifier@{n}"],
-        floor=floor[f"fid_classifier@{n}"],
+        floor=section["rows"]["real train images"][f"fid_classifier@{n}"],
         precision=sampled[f"precision@{n}"],
         recall=sampled[f"recall@{n}"],
         accuracy=sampled.get(f"accuracy@{n}", -1.0),

@@ -57,12 +57,16 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class Features:
-    """Images with their features (N, 128) and predicted labels (N,): of the task's classifier."""
+    """Images with their features (N, 128) and predicted labels (N,): of the task's classifier.
+
+    inception: those of the Inception network (N, 2048), where it is at hand.
+    """
 
     source: LabeledImages
     features: Tensor
     predicted: Tensor
     task: Task
+    inception: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -73,7 +77,14 @@ class Features:
             source=self.source[index],
             features=self.features[index],
             predicted=self.predicted[index],
+            inception=None if self.inception is None else self.inception[index],
         )
+
+    @property
+    def spaces(self) -> dict[str, Tensor]:
+        """The features that distances are taken in, by their names."""
+        found = {self.task.space: self.features}
+        return found if self.inception is None else found | {"inception": self.inception}
 
 
 @dataclass(frozen=True)

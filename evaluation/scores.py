@@ -1,54 +1,67 @@
 """Scores of samples by their features, beside those of as many real images."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from evaluation.features import Features
-from evaluation.metrics import frechet_distance, histogram, precision_recall
+from evaluation.floor import Floor, Reference
+from evaluation.metrics import frechet_distance, histogram, kernel_distance, precision_recall
 from evaluation.tables import Row, show
 from evaluation.tasks import Task
 
-MIN_FOR_FID = 2 * 128  # images for the covariance of 128 features
+PER_FEATURE = 2  # images for each feature of a covariance
+MIN_FOR_FID = PER_FEATURE * 128  # in the features of the classifier
+MIN_FOR_KID = 50
 K = 3  # nearest neighbours of precision and recall
+TRAIN, TEST = "real train images", "real test images"  # rows of the table
 
 
-def score(samples: Features, train: Features, labeled: bool) -> Row:
+def score(images: Features, reference: Reference, labeled: bool) -> Row:
     """One row of the table: every score that applies to this many images.
 
-    The Fréchet distance is to the whole training set, precision and recall to as many images of
-    it as there are samples. labeled: whether the labels say what the images should be.
+    labeled: whether the labels say what the images should be.
     """
-    n, row = len(samples), {}
-    if min(n, len(train)) >= MIN_FOR_FID:
-        row[f"{train.task.fid}@{n}"] = frechet_distance(samples.features, train.features)
-    reference = train[-reference_size(train, n) :]
-    if min(n, len(reference)) > K:
-        pair = precision_recall(reference.features.double(), samples.features.double(), K)
+    n, few, row = len(images), reference.few, {}
+    for space, own in images.spaces.items():
+        known = reference.spaces[space]
+        if min(n, len(known)) >= min_for_fid(own):
+            row[f"fid_{space}@{n}"] = frechet_distance(own, known)
+        if min(n, len(few)) >= MIN_FOR_KID:
+            row[f"kid_{space}@{n}"] = kernel_distance(own, few.spaces[space])
+    if min(n, len(few)) > K:
+        pair = precision_recall(few.features.double(), images.features.double(), K)
         row |= dict(zip((f"precision@{n}", f"recall@{n}"), pair, strict=True))
-    if labeled and not train.task.pretext:
-        right = samples.predicted == samples.source.labels
+    if labeled and not images.task.pretext:
+        right = images.predicted == images.source.labels
         row[f"accuracy@{n}"] = right.double().mean().item()
     return row
 
 
-def reference_size(train: Features, n: int) -> int:
-    """How many training images n samples are compared with: at most half, the rest is the floor."""
-    return min(n, len(train) // 2)
+def min_for_fid(features: Tensor) -> int:
+    """Images for the covariance of features (N, D)."""
+    return PER_FEATURE * features.shape[1]
 
 
-def missing_scores(n: int, train: Features, labeled: bool) -> list[str]:
-    """A sentence for every score that does not apply to n samples, and why."""
-    lines = []
-    if min(n, len(train)) < MIN_FOR_FID:
-        lines.append(
-            f"no {train.task.fid}: {n} samples and {len(train)} training images; the covariance "
-            f"of 128 features needs {MIN_FOR_FID} of each"
-        )
-    if reference_size(train, n) <= K:
-        lines.append(
-            f"no precision and recall: {n} samples and {len(train)} training images; they need "
-            f"{K + 1} and {2 * (K + 1)}"
-        )
-    if train.task.pretext:
+def missing_scores(images: Features, reference: Reference, labeled: bool) -> list[str]:
+    """A sentence for every score that does not apply to these samples, and why."""
+    n, few, lines = len(images), len(reference.few), []
+    compared = f"{n} samples and {few} training images (at most half of a class, the rest is the"
+    compared += " floor)"
+    for space, own in images.spaces.items():
+        known, needed = len(reference.spaces[space]), min_for_fid(own)
+        if min(n, known) < needed:
+            lines.append(
+                f"no fid_{space}: {n} samples and {known} training images; the covariance "
+                f"of {own.shape[1]} features needs {needed} of each"
+            )
+        if min(n, few) < MIN_FOR_KID:
+            lines.append(f"no kid_{space}: {compared}; it needs {MIN_FOR_KID} of each")
+    if min(n, few) <= K:
+        lines.append(f"no precision and recall: {compared}; they need {K + 1} of each")
+    if images.task.pretext:
         lines.append("no accuracy, no shares of classes: the images have no classes to tell apart")
     elif not labeled:
         lines.append("no accuracy: the network was trained without classes")
@@ -60,32 +73,73 @@ def score_all(
     costs: dict[str, Row],
     train: Features,
     test: Features,
-    labeled: bool,
+    conditional: bool,
 ) -> dict[str, Any]:
-    """Every sampler's scores beside those of as many real images, and the shares of the classes."""
-    num = len(next(iter(samples.values())))
-    rows = {name: costs[name] | score(own, train, labeled) for name, own in samples.items()}
-    real = {
-        "real train images": train[: reference_size(train, num)],
-        "real test images": test[:num],
-    }
-    real = {name: images for name, images in real.items() if len(images)}
-    rows |= {name: score(images, train, True) for name, images in real.items()}
-    show(title_of(train.task), rows)
-    found: dict[str, Any] = {"scores": rows}
+    """Every sampler's scores beside the floor, and the shares of the classes.
+
+    conditional: whether the samples have labels, in whose proportions real images are drawn.
+    """
+    first = next(iter(samples.values()))
+    floor = Floor.of(first.source.labels, (train, test), conditional)
+    reference = floor.reference
+    rows = {name: costs[name] | score(own, reference, conditional) for name, own in samples.items()}
+    floors = floor_rows(floor, train, test)
+    rows |= {name: over_draws(torch.mean, own) for name, own in floors.items() if own}
+    spread = {name: over_draws(torch.std, own) for name, own in floors.items() if len(own) > 1}
+    show(title_of(train.task), with_spread(rows, spread))
+    found: dict[str, Any] = {"rows": rows, "std": spread}
+    found["draws"] = {name: len(own) for name, own in floors.items()}
     if not train.task.pretext:
-        found["class_shares"] = class_shares(samples | real)
-    for line in missing_scores(num, train, labeled):
+        real = {TRAIN: [train[i] for i in floor.train[:1]], TEST: [test[i] for i in floor.test[:1]]}
+        found["class_shares"] = class_shares(samples | {k: v[0] for k, v in real.items() if v})
+    sizes = {TRAIN: floor.train, TEST: floor.test}
+    for line in missing_scores(first, reference, conditional) + too_few(len(first), sizes):
         print(line)
     return found
 
 
+def floor_rows(floor: Floor, train: Features, test: Features) -> dict[str, list[Row]]:
+    """The scores of every draw of real images."""
+    reference = floor.reference
+    return {
+        TRAIN: [score(train[index], reference.without(index), True) for index in floor.train],
+        TEST: [score(test[index], reference, True) for index in floor.test],
+    }
+
+
+def over_draws(statistic: Callable[[Tensor], Tensor], rows: Sequence[Row]) -> Row:
+    """The mean or the standard deviation of every column over the draws."""
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        k: statistic(torch.tensor(own, dtype=torch.float64)).item() for k, own in values.items()
+    }
+
+
+def with_spread(rows: dict[str, Row], spread: dict[str, Row]) -> dict[str, Row]:
+    """Each row followed by that of its standard deviations, where it has one."""
+    shown: dict[str, Row] = {}
+    for name, row in rows.items():
+        shown |= {name: row} | ({f"{name}, std": spread[name]} if name in spread else {})
+    return shown
+
+
+def too_few(n: int, draws: dict[str, list[Tensor]]) -> list[str]:
+    """A sentence for every row of fewer real images than n samples."""
+    return [
+        f"{name}: {len(own[0]) if own else 0} instead of {n}, as no more can be drawn as the "
+        "samples are; scores compare at one number only"
+        for name, own in draws.items()
+        if not own or len(own[0]) < n
+    ]
+
+
 def title_of(task: Task) -> str:
     """What the features of the scores are, where a reader could take them for those of classes."""
+    title = "Samples, and real images drawn likewise as the floor (mean and deviation of draws)"
     if not task.pretext:
-        return "Samples, and real images as the floor"
+        return title
     return (
-        f"Samples, and real images as the floor, in the features of a classifier of {task.name}\n"
+        f"{title}, in the features of a classifier of {task.name}\n"
         "(no classes to tell apart; not comparable with scores in features of classes)"
     )
 

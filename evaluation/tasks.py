@@ -30,9 +30,9 @@ class Task:
         return bool(self.views)
 
     @property
-    def fid(self) -> str:
-        """The name of the Fréchet distance in these features; those of two tasks do not compare."""
-        return f"fid_{self.name}" if self.pretext else "fid_classifier"
+    def space(self) -> str:
+        """The features, in the names of distances; distances of two tasks do not compare."""
+        return self.name if self.pretext else "classifier"
 
     def examples(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images with their classes; of a pretext task, every view of every image with its index.

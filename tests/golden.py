@@ -121,7 +121,8 @@ class Checkout:
         ended = self.run("evaluate", *flags.split())
         path = self.folder / "Logs_Checkpoints/Inference/version_0/metrics.json"
         metrics = json.loads(path.read_text())
-        return [ended["code"], metrics["held_out"], metrics["bits_per_dim"]]
+        measured = [metrics["held_out"], metrics["bits_per_dim"]]
+        return [ended["code"], *({k: v for k, v in own.items() if k != "of"} for own in measured)]
 
 
 def digest(value: Any) -> str:

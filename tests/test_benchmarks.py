@@ -46,10 +46,10 @@ def test_a_table_of_scores_survives_the_disk(tmp_path):
 def test_a_row_is_the_first_sampler_beside_the_floor():
     sampled = {"fid_classifier@9": 0.5, "precision@9": 0.8, "recall@9": 0.7, "s/1000": 4.0}
     floor = {"fid_classifier@9": 0.1}
-    metrics = {"num": 9, "step": 7, "scores": {"ddpm:10": sampled, "real train images": floor}}
-    metrics["environment"] = {"cpu": "AVX512", "bf16": "yes", "git": "abc"}
+    of = {"num": 9, "step": 7, "environment": {"cpu": "AVX512", "bf16": "yes", "git": "abc"}}
+    section = {"of": of, "rows": {"ddpm:10": sampled, "real train images": floor}}
     known = {"name": "x", "train_flags": "", "sample_flags": "", "minutes": 1, "cores": 1}
-    row = read(metrics, **known, seed=0)
+    row = read(section, **known, seed=0)
     assert (row.fid, row.floor, row.precision, row.recall) == (0.5, 0.1, 0.8, 0.7)
     assert (row.steps, row.num, row.seconds_per_1000) == (7, 9, 4.0)
     assert row.accuracy == -1  # a network without classes
@@ -107,9 +107,9 @@ class RecordingPlace:
             raise OSError("stopped")
         self.asked.append(("score", num, " ".join(flags)))
         row = {f"{k}@{num}": 0.5 for k in ("fid_classifier", "precision", "recall")}
-        scores = {"ddpm": row | {"s/1000": 1.0}, "real train images": row}
+        rows = {"ddpm": row | {"s/1000": 1.0}, "real train images": row}
         machine = {"cpu": "AVX2", "bf16": "no", "git": ""}
-        return {"num": num, "step": 1, "scores": scores, "environment": machine}
+        return {"of": {"num": num, "step": 1, "environment": machine}, "rows": rows}
 
     def draw(self, _ckpt, _flags):
         path = self.folder / "drawn.png"

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from diffusion import Sampler, last, make_diffusion, uniform_grid
 from diffusion.samplers import ddpm
 from evaluation import features, likelihood
 from evaluation.features import LabeledImages, load_or_train, shifted
+from evaluation.floor import Reference
 from evaluation.memorization import memorization
 from evaluation.scores import score
 from evaluation.tasks import of_classes
@@ -42,8 +44,9 @@ def measure(trained, capsys):
 
     def run(*argv, version=0):
         folder = trained / f"checkpoints/version_{version}"
-        assert evaluate.main(["--ckpt", str(folder), "--device", "cpu", *argv]) == 0
         path = trained / f"Inference/version_{version}/metrics.json"
+        path.unlink(missing_ok=True)
+        assert evaluate.main(["--ckpt", str(folder), "--device", "cpu", *argv]) == 0
         return capsys.readouterr().out, json.loads(path.read_text())
 
     return run
@@ -51,16 +54,18 @@ def measure(trained, capsys):
 
 def test_everything_is_measured_printed_and_kept(measure, trained):
     out, found = measure("--num", "300", "--guidance", "1")
-    assert {"scores", "memorization", "held_out", "bits_per_dim", "environment"} <= found.keys()
-    rows = found["scores"]
+    assert found.keys() == {"scores", "memorization", "held_out", "bits_per_dim"}
+    rows = found["scores"]["rows"]
     assert list(rows) == ["ddpm:5", "real train images", "real test images"]
-    for name in ("fid_classifier@300", "precision@300", "recall@300", "accuracy@300"):
-        assert all(math.isfinite(row[name]) for row in rows.values())
-        assert name in out
+    for name in ("fid_classifier", "kid_classifier", "precision", "recall", "accuracy"):
+        assert all(math.isfinite(row[f"{name}@300"]) for row in list(rows.values())[:2])
+        assert f"{name}@300" in out
     # Twelve steps of training: far from real images, which are near to each other.
-    assert rows["ddpm:5"]["fid_classifier@300"] > 5 * rows["real test images"]["fid_classifier@300"]
-    assert sum(found["class_shares"]["real test images"]) == pytest.approx(1)
-    assert list(found["bits_per_dim"]) == ["50 steps", "5 steps"]
+    floor = rows["real train images"]["fid_classifier@300"]
+    assert rows["ddpm:5"]["fid_classifier@300"] > 5 * floor
+    assert sum(found["scores"]["class_shares"]["real test images"]) == pytest.approx(1)
+    assert list(found["bits_per_dim"]) == ["of", "50 steps", "5 steps"]
+    del found["bits_per_dim"]["of"]
     for chain in found["bits_per_dim"].values():
         for parts in chain.values():
             assert parts["prior"] + parts["kl"] + parts["decoder"] == pytest.approx(parts["total"])
@@ -72,7 +77,7 @@ def test_everything_is_measured_printed_and_kept(measure, trained):
 
 def test_other_samplers_stand_beside_the_first_with_their_cost(measure):
     out, found = measure("--num", "40", "--samplers", "ddim:3,dpmpp:2", "--only", "scores")
-    rows = found["scores"]
+    rows = found["scores"]["rows"]
     assert list(rows) == ["ddpm:5", "ddim:3", "dpmpp:2", "real train images", "real test images"]
     assert all(name in out for name in rows)
     evaluations = [rows[name]["nfe"] for name in ("ddpm:5", "ddim:3", "dpmpp:2")]
@@ -86,7 +91,8 @@ def test_the_same_again_is_the_same_and_the_classifier_is_kept(measure, trained)
     _, first = measure(*flags)
     _, batched = measure(*flags, "--batch-size", "37")
     _, other = measure(*flags, "--seed", "1")
-    fid = [found["scores"]["ddpm:2"]["fid_classifier@260"] for found in (first, batched, other)]
+    rows = [found["scores"]["rows"]["ddpm:2"] for found in (first, batched, other)]
+    fid = [row["fid_classifier@260"] for row in rows]
     assert fid[0] == pytest.approx(fid[1], rel=1e-3)
     assert fid[0] != pytest.approx(fid[2], rel=1e-3)  # control
     assert [path.read_bytes() for path in kept] == before
@@ -96,11 +102,12 @@ def test_what_does_not_apply_is_said_with_the_reason(measure):
     out, found = measure("--num", "40", "--only", "scores", version=1)
     assert "no fid_classifier: 40 samples" in out
     assert "no accuracy: the network was trained without classes" in out
-    assert found["scores"]["ddpm:5"].keys() == {
+    assert "no kid_classifier: 40 samples" in out
+    assert found["scores"]["rows"]["ddpm:5"].keys() == {
         "steps", "nfe", "s/1000", "precision@40", "recall@40"
     }  # fmt: skip
     out, _ = measure("--num", "300", "--only", "scores", "--steps", "1")
-    assert "no " not in out.split("Share of each class")[1]  # control
+    assert "\nno " not in out.split("Share of each class")[1]  # control
 
 
 def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path, capsys):
@@ -119,7 +126,31 @@ def test_a_part_can_be_measured_alone(measure):
     _, found = measure("--only", "held-out")
     assert "held_out" in found
     assert not found.keys() & {"scores", "memorization", "bits_per_dim"}
-    assert len(found["held_out"]) == likelihood.BANDS + 1
+    assert len(found["held_out"]) == likelihood.BANDS + 1 + len(["of"])
+
+
+def test_a_part_measured_later_stands_beside_the_first(measure, trained, capsys):
+    _, first = measure("--only", "held-out")
+    flags = ["--num", "4", "--steps", "1", "--only", "scores", "--device", "cpu"]
+    assert evaluate.main(["--ckpt", str(trained / "checkpoints/version_0"), *flags]) == 0
+    both = json.loads((trained / "Inference/version_0/metrics.json").read_text())
+    assert both.keys() == {"held_out", "scores"}
+    assert both["held_out"] == first["held_out"]
+    assert [own["of"]["num"] for own in both.values()] == [5000, 4]
+    assert [own["of"]["sample"]["steps"] for own in both.values()] == [5, 1]
+    assert "kept: held_out (of step 12)" in capsys.readouterr().out
+
+
+def test_inception_features_stand_beside_those_of_the_classifier(extractor):
+    """Of a network that stands for it: its distances have columns of their own."""
+    images = digits(0, 200)
+    e = SimpleNamespace(inception=lambda images: images.flatten(1)[:, 300:303].float())
+    found = evaluate.extract(e, extractor, images)
+    assert found[:50].inception.shape == (50, 3)
+    row = score(found[:100], Reference(found.spaces, found[100:]), True)
+    assert {"fid_inception@100", "kid_inception@100", "kid_classifier@100"} <= row.keys()
+    alone = evaluate.extract(SimpleNamespace(inception=None), extractor, images)  # control
+    assert alone.spaces.keys() == {"classifier"}
 
 
 def test_all_terms_agree_with_those_sampled(trained):
@@ -147,6 +178,8 @@ def test_all_terms_agree_with_those_sampled(trained):
         ["--samplers", "ddim:51"],
         ["--all-terms", "--only", "scores,memory"],
         ["--dataset", "digits"],
+        ["--inception", "nowhere.pth"],
+        ["--inception", "nowhere.pth", "--only", "bits"],
     ],
     ids=" ".join,
 )
@@ -301,7 +334,9 @@ def test_damaged_images_score_worse(extractor, train_set):
     noise = torch.randint(0, 2, others.images.shape, generator=torch.Generator().manual_seed(0))
     bright = others.images.bitwise_or((100 * noise).to(torch.uint8))
     damaged = LabeledImages(bright, others.labels)
-    good, bad = (score(extractor.extract(some), train_set, True) for some in (others, damaged))
+    reference = Reference(train_set.spaces, train_set[500:])
+    good, bad = (score(extractor.extract(some), reference, True) for some in (others, damaged))
     assert good["fid_classifier@300"] < bad["fid_classifier@300"] / 10
+    assert good["kid_classifier@300"] < bad["kid_classifier@300"] / 10
     assert good["precision@300"] > bad["precision@300"]
     assert good["accuracy@300"] > bad["accuracy@300"]

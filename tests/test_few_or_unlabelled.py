@@ -150,13 +150,13 @@ def refuse(constant: str) -> None:
 def test_from_one_image_on_it_works_or_says_what_is_missing(measure, train, test):
     out, found = measure(train, test, 5)
     assert "nan" not in out
-    assert found["features"] == "rotations"
+    assert found["scores"]["classifier"]["task"] == "rotations"
     assert found.keys() & SECTIONS == (SECTIONS if test else {"scores", "memorization"})
     assert ("no held-out loss, no bits per dimension" in out) == (test == 0)
-    assert (found["classifier_accuracy"] is None) == (test == 0)
+    assert (found["scores"]["classifier"]["accuracy"] is None) == (test == 0)
     assert "no fid_rotations: 5 samples" in out
     assert "no accuracy, no shares of classes" in out
-    assert ("real test images" in found["scores"]) == (test > 0)
+    assert ("real test images" in found["scores"]["rows"]) == (test > 0)
     memory = found["memorization"]
     assert memory["verdict"].startswith("no verdict") == (train == 1)
     assert memory["baseline"].startswith("none" if train == 1 else f"{train} training images")
@@ -168,15 +168,16 @@ def test_from_one_image_on_it_works_or_says_what_is_missing(measure, train, test
 
 def test_scores_without_labels_say_whose_features_they_are(measure):
     out, found = measure(256, 256, 256, "--only", "scores")
-    rows = found["scores"]
+    rows = found["scores"]["rows"]
     assert "in the features of a classifier of rotations" in out
     assert "not comparable with scores in features of classes" in out
-    assert found["classifier_accuracy"] > 0
-    assert list(rows["ddpm:2"])[3:] == ["fid_rotations@256", "precision@256", "recall@256"]
+    assert found["scores"]["classifier"]["accuracy"] > 0
+    distances = ["fid_rotations@256", "kid_rotations@256"]
+    assert list(rows["ddpm:2"])[3:] == [*distances, "precision@256", "recall@256"]
     # A network of twelve steps: far from real images, which are near to each other.
     floor = rows["real test images"]["fid_rotations@256"]
     assert rows["ddpm:2"]["fid_rotations@256"] > 5 * floor
-    assert "class_shares" not in found
+    assert "class_shares" not in found["scores"]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from evaluation.memorization import closeness, verdict
 from evaluation.metrics import (
     frechet_distance,
     histogram,
+    kernel_distance,
+    kernel_sum,
     matrix_root,
     moments,
     nearest,
@@ -62,6 +64,43 @@ def test_the_root_of_a_matrix_squares_to_it_even_when_singular():
     root = matrix_root(C)
     torch.testing.assert_close(root @ root, C)
     torch.testing.assert_close(root, root.T)
+
+
+def test_the_kernel_distance_is_the_double_loop():
+    """Bińkowski et al. 2018, Eq. 4, written out; the biased estimate is the control."""
+    a, b = normal(7, 5), normal(9, 5, 0.5, seed=1)
+
+    def mean(x, y, pairs):
+        return sum(float((x[i] @ y[j] / 5 + 1) ** 3) for i, j in pairs) / len(pairs)
+
+    def within(x, itself):
+        return [(i, j) for i in range(len(x)) for j in range(len(x)) if itself or i != j]
+
+    across = mean(a, b, [(i, j) for i in range(7) for j in range(9)])
+    unbiased, biased = (
+        mean(a, a, within(a, itself)) + mean(b, b, within(b, itself)) - 2 * across
+        for itself in (False, True)
+    )
+    assert kernel_distance(a, b) == pytest.approx(unbiased, abs=1e-12)
+    assert kernel_distance(a, b) != pytest.approx(biased, abs=0.1)  # control
+
+
+def test_the_kernel_distance_is_0_in_expectation_and_grows_with_the_difference():
+    same = [
+        kernel_distance(normal(50, 8, seed=2 * i), normal(60, 8, seed=2 * i + 1))
+        for i in range(200)
+    ]
+    error = torch.tensor(same).std().item() / len(same) ** 0.5
+    assert abs(sum(same) / len(same)) < 4 * error
+    assert min(same) < 0 < max(same)
+    assert kernel_distance(normal(50, 8), normal(60, 8, 1.0, seed=1)) > 100 * error  # control
+    assert kernel_distance(normal(50, 8), normal(60, 8, 0.0, 2.0, seed=1)) > 100 * error
+
+
+def test_the_chunks_of_kernels_do_not_matter():
+    a, b = normal(100, 3), normal(90, 3, 0.5, seed=1)
+    assert kernel_sum(a, b, 7 * 90) == pytest.approx(kernel_sum(a, b))
+    assert kernel_sum(a, b[:89], 7 * 90) != pytest.approx(kernel_sum(a, b))  # control
 
 
 def test_precision_and_recall_are_the_share_of_modes_that_are_right_and_that_are_covered():
