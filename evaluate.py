@@ -88,7 +88,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     """
     if ranks.first:
         check_output(args.folder)
-    opened = args.opened
+    opened, machine = args.opened, runs.environment(device)
     fingerprint = opened.content.get("data", {}).get("fingerprint")
     train_set, test_set = load_splits(**asdict(opened.config.data), fingerprint=fingerprint)
     model = opened.model(device)
@@ -118,7 +118,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if "bits" in args.only:
         first = next(iter(args.samplers.values()))
         found["bits_per_dim"] = likelihood.bits_per_dim(model, first, train, test, args.all_terms)
-    found["environment"] = runs.environment(device)
+    found["environment"] = machine
     runs.write_json(args.folder / "metrics.json", found)
     print(f"\n{args.folder / 'metrics.json'} (overwritten)")
 

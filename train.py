@@ -61,7 +61,7 @@ def launch(args: Args) -> int:
 
 def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
-    clock = Clock(device)
+    clock, machine = Clock(device), environment(device)  # of the code that runs, not a later one
     config, train_set, test_set = load_data(args)
     state = TrainState.create(config, len(train_set), device, ranks, args.resumed)
     if args.dry_run:
@@ -98,7 +98,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             logger.writer.flush()  # before the checkpoint, so that the curves never lag behind it
             if ranks.first:
                 data = {"source": train_set.source, "fingerprint": train_set.fingerprint}
-                run.save(state, {"data": data, "environment": environment(device)})
+                run.save(state, {"data": data, "environment": machine})
             clock.restart_save()
     return logger.goodbye(stop)
 
