@@ -114,6 +114,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         model = replace(model, x0_error=x0_error)
     inception = inception_features(args.inception, train_set, device)
     e = Evaluation(model, args, train_set, train, test, inception)
+    of = origin(e, weights)  # of the code that runs, not a later one
     from_samples = {"scores", "memory"} & set(args.only)
     if ranks.first and from_samples and not extractor_path(e).exists():
         check_output(extractor_path(e).parent)
@@ -125,7 +126,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     found = compare(e, samples) if samples else {}
     if {"held-out", "bits"} & set(args.only):
         found |= likelihoods(e)
-    write_sections(args.folder / "metrics.json", found, origin(e, weights))
+    write_sections(args.folder / "metrics.json", found, of)
 
 
 def check_output(folder: Path) -> None:

@@ -61,7 +61,7 @@ def launch(args: Args) -> int:
 
 def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     """Set up, then epoch by epoch until the schedule ends or a signal arrives."""
-    clock = Clock(device)
+    clock, machine = Clock(device), environment(device)  # of the code that runs, not a later one
     config, train_set, test_set = load_data(args, ranks)
     start = args.resumed or args.pretrained
     state = TrainState.create(config, len(train_set), device, ranks, start)
@@ -97,7 +97,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             logger.note(line)
         if ranks.first:
             logger.write_config()
-        notes = {"data": data_record(train_set), "environment": environment(device)}
+        notes = {"data": data_record(train_set), "environment": machine}
         while not state.finished and not stop.agreed(ranks):
             try:
                 train_epoch(state, train_set, logger, clock, stop)

@@ -1,9 +1,13 @@
 """Run folders: one number for both trees, never shared."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 import torch
+from faults import AGAIN, Process, newest
 
 from utils import runs
 from utils.errors import StoppedError
@@ -53,3 +57,57 @@ def test_the_environment_is_plain_values():
     values = runs.environment(torch.device("cpu"))
     assert {type(v) for v in values.values()} <= {str, int}
     json.dumps(values)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """With one commit."""
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    own = ["-c", "user.name=a", "-c", "user.email=a", "-c", "commit.gpgsign=false"]
+    (tmp_path / "file").write_text("")
+    for command in (["init", "-q"], ["add", "."], [*own, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_the_revision_is_that_of_this_repository(repository, monkeypatch):
+    """And not of one that surrounds it, or that a variable names."""
+    (repository / "inner").mkdir()
+    assert runs.git_revision(repository / "inner") == "unknown"
+    revision = runs.git_revision(repository)
+    assert len(revision) == 12  # control
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(repository))
+    assert runs.git_revision(repository / "inner", 4.0) == "unknown"
+    monkeypatch.undo()
+    (repository / "file").write_text("changed")
+    runs.git_revision.cache_clear()
+    assert runs.git_revision(repository) == f"{revision}-dirty"
+
+
+def fake_git(folder, script: str) -> dict[str, str]:
+    """An environment in which this shell script is git."""
+    path = folder / "bin" / "git"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"PATH": f"{path.parent}:{os.environ['PATH']}"}
+
+
+def test_what_is_recorded_is_the_revision_at_the_start(tmp_path):
+    """Asked for once, although it changes with every call."""
+    calls = tmp_path / "calls"
+    environment = fake_git(tmp_path, f"echo >> {calls}; wc -l < {calls}")
+    ended = Process(tmp_path, AGAIN, environment=environment).end()
+    assert ended.code == 0
+    assert newest(tmp_path)["environment"]["git"] == "1"
+    assert calls.read_text() == "\n"
+
+
+def test_git_that_hangs_is_waited_for_once(tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    for name, value in fake_git(tmp_path, f"echo >> {calls}; sleep 60").items():
+        monkeypatch.setenv(name, value)
+    assert [runs.git_revision(tmp_path, 0.3) for _ in range(3)] == ["unknown"] * 3
+    assert calls.read_text() == "\n"

@@ -4,11 +4,13 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
 from utils.pytree import not_finite
+
+ROOT = Path(__file__).resolve().parent.parent  # of this repository
 
 
 class RunError(InputError):
@@ -194,7 +198,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """What a result depends on besides the configuration."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "platform": platform.platform(),
@@ -208,13 +212,18 @@ def environment(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def git_revision() -> str:
-    """The commit of this code, "-dirty" where it was changed since; "unknown" without git."""
+@cache
+def git_revision(root: Path = ROOT, timeout: float = 5.0) -> str:
+    """The commit of the code at the first call, "-dirty" where it was changed since.
+
+    "unknown" without git, and where root is not a repository itself but lies in another one.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    own |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    captured = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
+        answer = subprocess.run(command, cwd=root, env=own, timeout=timeout, **captured)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return answer.stdout.strip() or "unknown"
