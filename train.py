@@ -34,12 +34,13 @@ from training.state import TrainState
 from training.validate import Validation
 from training.verify_resume import verify_resume
 from utils import checkpoint
-from utils.devices import autocast, pick_device, tune
+from utils.devices import autocast, memory_errors, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.process import StopSignal, exit_code
-from utils.runs import environment, open_run
+from utils.runs import environment, last_good, open_run
 from utils.seeding import generator, mix
 
+SPARE_MEMORY = "lower --batch-size, raise --grad-accum, or add --checkpoint-activations"
 LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
@@ -81,6 +82,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     resumed = args.resumed
     with (
         StopSignal() as stop,
+        memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
         open_run(args.run_root, resumed and resumed.path, ranks) as run,
         Logger(run, state, train_set.class_names) as logger,
     ):

@@ -220,6 +220,50 @@ def memory_limit(megabytes: int) -> None:
     checkpoint.load = limited
 
 
+def no_memory(step: int) -> None:
+    """What this step needs is not to be had: torch's allocator says so."""
+    before_step(lambda state: state.step == step and torch.empty(2**50))
+
+
+def no_memory_for_python(step: int) -> None:
+    before_step(lambda state: state.step == step and bytearray(2**50))
+
+
+def no_memory_on_the_gpu(step: int) -> None:
+    """The error as CUDA has it, as there is none here."""
+
+    def fail(state) -> None:
+        if state.step == step:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 ..."
+            )
+
+    before_step(fail)
+
+
+def no_threads(threads: int) -> None:
+    """torch wants so many, and the system starts none."""
+    be_nobody(0)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    torch.set_num_threads(threads)
+
+
+def without_tensorboard(_: int) -> None:
+    """It is not installed."""
+    for name in [name for name in sys.modules if "tensorboard" in name]:
+        del sys.modules[name]
+    sys.modules["tensorboard"] = None
+
+
+def with_a_broken_tensorboard(_: int) -> None:
+    """One that does not fit another package fails in its own way."""
+
+    def fail(_) -> None:
+        raise TypeError("Descriptors cannot be created directly.")
+
+    events.EventWriter.open = fail
+
+
 def remove_checkpoints(step: int) -> None:
     before_step(lambda state: state.step == step and shutil.rmtree(run_of(state).checkpoints))
 

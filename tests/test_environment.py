@@ -123,6 +123,56 @@ def test_curves_that_cannot_be_written_do_not_cost_the_run():
         count("the folder of the curves vanishes", 1, 1, "a warning, the same result to the bit")
 
 
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("without_tensorboard", "No module named 'tensorboard.compat'"),
+        ("with_a_broken_tensorboard", "Descriptors cannot be created directly"),
+    ],
+)
+def test_tensorboard_costs_the_curves_only(hook, reason):
+    with folder() as where:
+        ended = run(where, AGAIN, f"sabotage.{hook}")
+        assert ended.code == 0
+        assert ended.err.count("no more curves") == ended.err.count(reason) == 1
+        assert newest(where)["step"] == STEPS
+        assert not list((where / LOGS).glob("events*"))
+        count("TensorBoard missing or broken", 1, 1, "a warning; the run has no curves")
+
+
+@pytest.mark.parametrize(
+    ("hook", "line"),
+    [
+        ("no_memory", "out of memory, tried to allocate 4503599627370496 bytes: "),
+        ("no_memory_for_python", "out of memory: "),
+        ("no_memory_on_the_gpu", "out of memory, tried to allocate 20.00 MiB: "),
+    ],
+)
+def test_too_little_memory_is_one_line_with_what_to_lower(hook, line):
+    with folder() as where:
+        ended = run(where, AGAIN, f"sabotage.{hook}", 7)
+        assert ended.code == 1
+        one_line(ended.err, f"train.py: stopped: {line}", "--batch-size", "--grad-accum")
+        one_line(ended.err, "--checkpoint-activations", "the last good one is", "00000005.pt")
+        assert not leftovers(where)
+        count("out of memory", 1, 1, "one line, exit code 1, names the last checkpoint")
+
+
+def test_threads_that_the_system_refuses():
+    with folder() as where:
+        for name in ("out", "err"):
+            (where / name).touch(mode=0o666)
+            (where / name).chmod(0o666)
+        where.chmod(0o777)
+        ended = run(where, AGAIN, "sabotage.no_threads", 2)
+        assert ended.code == 1
+        assert "Thread creation failed" in ended.err.splitlines()[-1]  # OpenMP ends the process
+        assert "Traceback" not in ended.err
+        assert run(where, AGAIN, "sabotage.no_threads", 1).code == 0
+        assert newest(where)["step"] == STEPS
+        count("the system starts no threads", 2, 2, "one line, exit code 1; one thread suffices")
+
+
 def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
     with folder() as where:
         for name in ("out", "err"):

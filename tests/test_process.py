@@ -4,14 +4,17 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from faults import AGAIN, ROOT, SECONDS, STEPS, checkpoints, count, folder, newest, run
+from faults import AGAIN, ROOT, SECONDS, SMALL, STEPS, checkpoints, count, folder, newest, run
 
 import evaluate
 import sample
+import train
 from utils.process import Steady, command, exit_code
 
 pytest_plugins = "trained"
@@ -71,9 +74,40 @@ def test_commands_can_be_pasted():
     assert shlex.split(command("sample.py", *words)) == ["python", "sample.py", *words]
 
 
-def test_a_signal_handler_is_left_as_it_was():
-    import signal
+def test_the_commands_that_a_run_prints_work_for_a_run_root_with_spaces(few_digits, capsys):
+    assert train.main([*SMALL, "--max-steps", "3", "--run-root", "it's a folder"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    python, script, *words = shlex.split(line.partition("draw images: ")[2])
+    assert (python, script) == ("python", "sample.py")
+    assert sample.main([*words, "--num", "2", "--device", "cpu", "--out", "out"]) == 0
+    assert (few_digits / "out/grid.png").exists()
 
+
+def script(name: str, *argv: str, isolated: str, where: Path) -> str:
+    """What it prints, on an ASCII terminal, without its folder on Python's path."""
+    words = [sys.executable, *isolated.split(), str(ROOT / name), *argv]
+    bare = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]}
+    options = {"env": bare, "cwd": where, "timeout": SECONDS, "capture_output": True}
+    return subprocess.run(words, check=True, text=True, **options).stdout
+
+
+def test_it_runs_where_python_has_no_path_to_it(tmp_path):
+    assert "--resume" in script("train.py", "--help", isolated="-I", where=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolated", ["-I", ""], ids=["isolated", "PYTHONSAFEPATH"])
+def test_every_script_runs_where_python_has_no_path_to_it(tmp_path, isolated):
+    options = {"isolated": isolated, "where": tmp_path}
+    out = script("train.py", *SMOKE.split(), "--run-root", "ein Übungsordner", **options)
+    *_, root = shlex.split(out.splitlines()[-1].partition("draw images: ")[2])
+    assert root.isascii() == (not isolated)  # -I ignores what the terminal can show
+    latest = ["--ckpt", "latest", "--run-root", "ein Übungsordner", "--num", "4"]
+    assert "metrics.json" in script("evaluate.py", *latest, "--only", "held-out", **options)
+    assert "grid.png" in script("sample.py", *latest, **options)
+
+
+def test_a_signal_handler_is_left_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     assert exit_code("x", lambda: 7, "") == 7
     assert signal.getsignal(signal.SIGTERM) is before

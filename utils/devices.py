@@ -2,12 +2,12 @@
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, StoppedError
 
 
 class DeviceError(InputError):
@@ -30,15 +30,30 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# The CPU's allocator, CUDA and MPS, cuBLAS and cuDNN, and the reader of zip files.
+# The words of the CPU's allocator, CUDA, MPS, cuBLAS, cuDNN and the reader of zip files.
 OUT_OF_MEMORY = re.compile("allocate memory|[Nn]ot enough memory|out of memory|ALLOC_FAILED")
+AMOUNT = re.compile("[Tt]ried to allocate ([0-9.]+ [A-Za-z]+)")
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory, of the machine or of the device, could not be had."""
-    if isinstance(error, RuntimeError):  # torch has no class of its own for it on the CPU
-        return bool(OUT_OF_MEMORY.search(str(error)))
-    return isinstance(error, MemoryError)
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say if it is memory, of the machine or of the device, that could not be had."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    ):  # torch has no class of its own for it on the CPU
+        amount = AMOUNT.search(str(error))
+        return f"out of memory, tried to allocate {amount[1]}" if amount else "out of memory"
+    return None
+
+
+@contextmanager
+def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn lack of memory into a StoppedError: one line, which ends with the advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if line := out_of_memory(e):
+            raise StoppedError(f"{line}: {advice()}") from e
+        raise
 
 
 # Of mallopt, from malloc.h of the GNU C library.

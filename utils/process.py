@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TextIO
 
+from utils.devices import memory_errors
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 
@@ -22,7 +23,7 @@ def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:
     """That of the work; 1 where it stopped on the way, 2 for bad input, 128 + N for signal N."""
     with steady_output():
         try:
-            with interruptible():
+            with interruptible(), memory_errors(lambda: "lower --batch-size"):
                 return work()
         except InputError as e:
             print(f"{program}: error: {e}", file=sys.stderr)
