@@ -44,7 +44,7 @@ def test_drawing_does_not_touch_the_global_state():
 
 def test_building_a_network_does_not_touch_the_global_state():
     """Its weights depend on the seed alone."""
-    smoke = PRESETS["smoke"].override(num_classes=10)
+    smoke = PRESETS["smoke"].override(num_classes=10, image_channels=1)
     networks = []
     for seed, config in ((1, smoke), (2, smoke), (1, smoke.override(seed=1))):
         torch.manual_seed(seed)
