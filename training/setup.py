@@ -1,6 +1,5 @@
 """From the command line to configuration and data: what train.py does before its first step."""
 
-import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from data import DataNotFound, ImageSet, load_splits
 from models.summary import layers, text
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
+from utils.devices import main_memory
 
 COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
 FROM_DATA = {"num_classes": -1, "image_size": 0}  # values that the data set fills in
@@ -104,7 +104,7 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     known = config.override(num_classes=max(0, config.model.num_classes))
     model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
-    if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if 4 * COPIES * parameters > main_memory():
         raise ConfigError(
             f"{parameters:,} parameters do not fit into memory: use a smaller network"
         )
