@@ -1,6 +1,5 @@
 """Downloads: one at a time, with limits, and soon over where there is no network."""
 
-import fcntl
 import os
 import socket
 import threading
@@ -10,6 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 TIMEOUT = 10.0  # seconds without an answer
 DNS_TIMEOUT = 1.5  # seconds until the first host name is resolved
@@ -22,9 +26,12 @@ def download_lock(root: Path) -> Iterator[None]:
     """Of all processes of this machine that download to this root, one is inside ``with``.
 
     The lock is on the nearest existing parent folder, which exists before and after the download;
-    the system releases it when a process is killed. Where folders cannot be locked, as on some
-    network file systems, each process downloads for itself.
+    the system releases it when a process is killed. Where folders cannot be locked, as on Windows
+    and some network file systems, each process downloads for itself.
     """
+    if fcntl is None:
+        yield
+        return
     above = root.absolute().parent
     while not above.is_dir():
         above = above.parent

@@ -9,7 +9,6 @@ import importlib
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -122,7 +121,7 @@ class Process:
             time.sleep(0.0005)
         return True
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, number: int = 9) -> None:  # SIGKILL
         os.kill(self.process.pid, number)
 
     def end(self) -> Ended:

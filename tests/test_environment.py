@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import other_system
 import pytest
 import sabotage
 import torch
 from faults import (
     AGAIN,
     FORK,
+    NETWORK,
     ROOT,
     SECONDS,
     SMALL,
@@ -578,6 +580,22 @@ def test_it_runs_in_a_bare_environment():
             assert "\r" not in out + err
             results.add(result(where))
     assert len(results) == 1
+
+
+EVERYTHING = ",".join(other_system.HIDE)
+
+
+@pytest.mark.parametrize(
+    "names", [EVERYTHING, *(pytest.param(n, marks=pytest.mark.slow) for n in other_system.HIDE)]
+)
+def test_it_runs_where_a_system_lacks_what_linux_has(names):
+    with folder() as where:
+        command = [sys.executable, str(ROOT / "tests/other_system.py"), names, *NETWORK]
+        ended = subprocess.run(command, cwd=where, timeout=SECONDS, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert list(checkpoints(where)) == [4, 5]
+        assert "grid.png" in ended.stdout
+        count("a system without what Linux has", 1, 1, "trains, resumes and samples")
 
 
 def memory_and_handles(pid: int) -> tuple[float, int]:

@@ -1,6 +1,5 @@
 """From the command line to configuration and data: what train.py does before its first step."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from models.summary import layers, text
 from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
+from utils.devices import main_memory
 from utils.distributed import Ranks
 
 CACHE = "cache"  # under the run root: decoded images
@@ -128,7 +128,7 @@ def check(config: Config, typed: dict[str, Any]) -> None:
     )
     model, _ = build(known, "meta")  # shapes without memory
     parameters = sum(p.numel() for p in model.parameters())
-    if 4 * COPIES * parameters > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if 4 * COPIES * parameters > main_memory():
         raise ConfigError(
             f"{parameters:,} parameters do not fit into memory: use a smaller network"
         )

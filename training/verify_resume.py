@@ -17,6 +17,7 @@ from utils.pytree import differing, walk
 STEPS, KILL_AFTER = 24, 7
 OWN = {"--resume", "--run-root", "--dry-run", "--replay"}
 OWN |= {"--max-minutes", "--max-steps", "--epochs", "--save-minutes"}
+KILLED = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1  # Windows has no signals
 SCRIPT = Path(__file__).parent.parent / "train.py"
 
 
@@ -77,6 +78,6 @@ def kill_midway(process: subprocess.Popen[str], root: Path) -> int:
     finally:
         process.kill()
     _, errors = process.communicate()
-    if process.returncode != -signal.SIGKILL:
+    if process.returncode != KILLED:
         raise ConfigError(f"it ended before it could be killed: {errors.strip()}")
     return max(checkpoint.steps(folder))

@@ -1,6 +1,8 @@
 """Where to compute, and in which number format."""
 
 import ctypes
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,6 +82,14 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
         mallopt(M_ARENA_MAX, 1)  # the thread of the backward pass frees what the main one took
+
+
+def main_memory() -> float:
+    """Bytes that the machine has; infinite where Python cannot tell, as on Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):
+        return math.inf
 
 
 @contextmanager

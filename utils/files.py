@@ -67,7 +67,9 @@ def check_writable(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Make the names in a folder survive a power cut; on Windows, which cannot, nothing."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -95,7 +97,7 @@ class Claim:
     def check(self) -> None:
         """OSError where the folder was moved or removed; another process's may be in its place."""
         path = self.folder / OWNER
-        if path.read_text() != self.owner:
+        if path.read_text(encoding="utf-8") != self.owner:
             raise OSError(errno.ESTALE, f"now the folder of {owner_of(self.folder)}", str(path))
 
 
@@ -111,7 +113,7 @@ def only_writer(folder: Path) -> Iterator[Claim]:
     claim = Claim(folder, who)
     try:
         lock.acquire()
-        (folder / OWNER).write_text(who)
+        (folder / OWNER).write_text(who, encoding="utf-8")
     except Timeout as e:
         owner = owner_of(folder)
         raise LockError(f"{folder} is being written by {owner}: wait for it or stop it") from e
@@ -137,5 +139,6 @@ def release(claim: Claim, lock: FileLock) -> None:
 def owner_of(folder: Path) -> str:
     """The process that the folder names as its writer, if any is named."""
     with suppress(OSError):
-        return (folder / OWNER).read_text().partition("\n")[0] or "another process"
+        text = (folder / OWNER).read_text(encoding="utf-8")
+        return text.partition("\n")[0] or "another process"
     return "another process"
