@@ -20,6 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 import torch._dynamo  # a second, which the first optimizer of every trial would take
 import torch.utils.flop_counter
@@ -51,6 +52,17 @@ SMALL = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
 AGAIN = [*SMALL, "--resume", "auto"]  # the command that is given again and again until it succeeds
 
 ROWS: list[tuple[str, int, int, str]] = []  # fault, trials, faults that hit, outcome
+
+
+def nobody_can_import() -> bool:
+    """Whether another user may enter the folders of what is imported late."""
+    folders = [*Path(torch.__file__).parents, *Path(__file__).parents]
+    return os.getuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in folders)
+
+
+needs_nobody = pytest.mark.skipif(
+    not nobody_can_import(), reason="a user without rights cannot import torch, or this repository"
+)
 
 
 def count(fault: str, trials: int, hits: int, outcome: str) -> None:

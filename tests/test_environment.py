@@ -29,6 +29,7 @@ from faults import (
     count,
     folder,
     leftovers,
+    needs_nobody,
     newest,
     result,
     run,
@@ -160,6 +161,7 @@ def test_too_little_memory_is_one_line_with_what_to_lower(hook, line):
         count("out of memory", 1, 1, "one line, exit code 1, names the last checkpoint")
 
 
+@needs_nobody
 def test_threads_that_the_system_refuses():
     with folder() as where:
         for name in ("out", "err"):
@@ -175,6 +177,7 @@ def test_threads_that_the_system_refuses():
         count("the system starts no threads", 2, 2, "one line, exit code 1; one thread suffices")
 
 
+@needs_nobody
 def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
     with folder() as where:
         for name in ("out", "err"):
@@ -204,6 +207,7 @@ def evaluated(where: Path, *argv: str) -> tuple[int, str, str]:
     return process.exitcode, *((where / name).read_text() for name in ("out", "err"))
 
 
+@needs_nobody
 def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere():
     """And without --out it is one line, before anything is drawn."""
     with folder() as where:
@@ -234,6 +238,7 @@ def prune_as_nobody(where: str) -> None:
     checkpoint.prune(Path(where), best_step=None, keep=2)
 
 
+@needs_nobody
 def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
     with folder() as where:
         where.chmod(0o755)
