@@ -7,6 +7,7 @@ configure, so that a checkpoint which stores ``asdict(config)`` can rebuild all 
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
@@ -51,7 +52,28 @@ def parse_channels(text: str) -> int:
 
 
 SIZE = Spelling(parse_size, show_size, "HxW")
+
+
+def parse_auto(text: str) -> int:
+    """``auto`` is 0."""
+    return 0 if text == "auto" else parse_count(text, "auto")
+
+
+def parse_all(text: str) -> int:
+    """``all`` is 0."""
+    return 0 if text == "all" else parse_count(text, "all")
+
+
+def parse_count(text: str, word: str) -> int:
+    """A number from 1 on; the word is what else is taken."""
+    if not re.fullmatch(r"\d{1,18}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"takes {word} or a number from 1 on, got {text!r}")
+    return int(text)
+
+
 CHANNELS = Spelling(parse_channels, lambda n: str(n or "auto"), "auto|1|3|4")
+AUTO = Spelling(parse_auto, lambda n: str(n or "auto"), "auto|N")
+ALL = Spelling(parse_all, lambda n: str(n or "all"), "all|N")
 NAMES = Spelling(lambda text: tuple(filter(None, text.split(","))), ",".join, "NAME,...")
 
 
@@ -206,7 +228,16 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = option(
         "auto", "torch.compile; auto: on CUDA, for runs long enough to amortize it"
     )
-    save_minutes: float = option(5.0, "minutes between checkpoints within an epoch", 0, 1e6)
+    eval_every: int = option(
+        0, "steps between validations; auto: so that they cost 3 %", 0, spelling=AUTO
+    )
+    score_every: int = option(
+        0, "steps between scores of samples (fid_classifier, precision, ...); 0: no scores", 0
+    )
+    score_images: int = option(1000, "samples that are scored", 16, 10**6)
+    save_minutes: float = option(5.0, "minutes between checkpoints, at most", 0, 1e6)
+    keep: int = option(2, "newest checkpoints to keep, beside the best", 0, spelling=ALL)
+    keep_ema: bool = option(False, "also keep the EMA weights of every validation, a small file")
 
 
 @dataclass(frozen=True)
@@ -226,7 +257,7 @@ class SampleConfig:
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.2, "classifier-free guidance scale; 1: no guidance", 0, 1e3)
     guidance_interval: tuple[float, ...] = option(
-        (0.3, 0.8), "range of t / T in which guidance applies", 0, 1
+        (0.3, 0.8), "range of t / T, two fractions, in which guidance applies", 0, 1
     )
 
 
@@ -306,6 +337,8 @@ class Config:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
 
 
+# Values that the data set fills in.
+FROM_DATA = {"num_classes": -1, "image_size": (0, 0), "image_channels": 0}
 BEFORE = {"min_epoch_images": 1}  # of runs that were stored before these settings existed
 
 
@@ -337,11 +370,15 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
             raise ConfigError(f"{name} must be {limit}, got {number}")
 
 
-# What `python train.py --preset NAME` gives stands in README.md and docs/quality.md.
+# A line each, for --help; what comes out of them stands in README.md and docs/quality.md.
+ABOUT = {
+    "mnist": "0.76 M parameters, for minutes on a CPU; any data set",
+    "original": "network, process and objective of Diffusion-Model-Demo, 57.8 M parameters; a GPU",
+    "cifar10": "the widths of Ho et al. (2020) for CIFAR-10, with classes; a GPU",
+    "smoke": "30 steps on drawn digits: runs every part once; the samples stay noise",
+}
 PRESETS: dict[str, Config] = {
-    # 0.76 M parameters, for minutes on a CPU.
     "mnist": Config(),
-    # The network, process, objective and optimizer of Diffusion-Model-Demo; 57.8 M parameters.
     "original": Config().override(
         image_size=(32, 32),
         base_channels=64,
@@ -365,7 +402,7 @@ PRESETS: dict[str, Config] = {
         ema_decay=0.999,
         steps=50,
     ),
-    # The widths of Ho et al. (2020), App. B, with heads and class conditioning. Never trained.
+    # App. B of the paper, with attention heads and class conditioning. Never trained.
     "cifar10": Config().override(
         dataset="cifar10",
         image_channels=3,
@@ -385,7 +422,6 @@ PRESETS: dict[str, Config] = {
         steps=50,
         guidance=1.0,
     ),
-    # 30 steps on drawn digits: no files needed, runs every code path once; samples stay noise.
     "smoke": Config().override(
         dataset="digits",
         base_channels=8,
@@ -401,6 +437,25 @@ PRESETS: dict[str, Config] = {
 }
 
 
+def differences(config: Config) -> tuple[str, dict[str, str]]:
+    """The nearest preset, and the flags that differ from it, as typed.
+
+    Not those that the data set fills in where the preset leaves them to it.
+    """
+    values = {f.name: shown(f, value) for f, _, value in config.options()}
+    found = {}
+    for name, preset in PRESETS.items():
+        own = {f.name: shown(f, v) for f, _, v in preset.options() if v != FROM_DATA.get(f.name)}
+        found[name] = {flag(key): values[key] for key, v in own.items() if values[key] != v}
+    nearest = min(found, key=lambda name: len(found[name]))
+    return nearest, found[nearest]
+
+
+def presets() -> str:
+    """What the presets are, for --help."""
+    return "\n".join(["presets:", *(f"  {name:10}{line}" for name, line in ABOUT.items())])
+
+
 class Parser(argparse.ArgumentParser):
     """One line and exit code 2 for bad input; no abbreviations; @FILE reads arguments."""
 
@@ -414,6 +469,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+    def wants_help(self, argv: Sequence[str] | None, name: str) -> str | None:
+        """The value of this flag, where --help was typed: what the help shows depends on it."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        if not {"-h", "--help"}.intersection(words):
+            return None
+        scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        scan.add_argument(name, dest="value")
+        try:
+            return scan.parse_known_args(words)[0].value
+        except argparse.ArgumentError:
+            return None
 
     def parse(
         self, argv: Sequence[str] | None, sections: Sequence[object], default: str | None = None
@@ -447,6 +514,9 @@ class StoreTuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def argument(f: Field, kind: Any) -> dict[str, Any]:
     """The argparse keywords for a field of this type."""
     if spelling := f.metadata["spelling"]:
@@ -454,10 +524,11 @@ def argument(f: Field, kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
-        return {"type": get_args(kind)[0], "nargs": "*", "action": StoreTuple, "metavar": "N"}
+        item = get_args(kind)[0]
+        return {"type": item, "nargs": "*", "action": StoreTuple, "metavar": METAVARS[item]}
     if get_origin(kind) is Literal:
         return {"choices": sorted(get_args(kind))}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+    return {"type": kind, "metavar": METAVARS[kind]}
 
 
 def flag(name: str) -> str:

@@ -22,13 +22,19 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config import ConfigError, Parser, flag
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
-from evaluation.features import FeatureExtractor, Features, LabeledImages, cache_path, load_or_train
+from evaluation.features import (
+    MAX_REAL,
+    FeatureExtractor,
+    Features,
+    LabeledImages,
+    cache_path,
+    load_or_train,
+)
 from evaluation.floor import proportional_labels
 from evaluation.memorization import memorization
 from evaluation.record import Section, write_sections
@@ -36,7 +42,7 @@ from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
 from sample import CommonArgs, add_flags, choices, common, parse, share_of_images
-from training.setup import CACHE, data_options
+from training.setup import CACHE, CLASSIFIERS, data_options
 from training.trained import TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
@@ -44,10 +50,10 @@ from utils.distributed import Ranks, joined
 from utils.files import check_writable
 from utils.images import to_uint8
 from utils.process import exit_code
+from utils.progress import Progress
 from utils.pytree import digest
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
-MAX_REAL = 60_000  # real images in memory
 MIN_TEST = 1_000  # test images of the memorization baseline, at least
 
 
@@ -100,7 +106,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     opened = args.opened
     recorded = opened.content.get("data", {})
     with ranks.first_before_others():
-        loading = Loading(cache_folder(opened.path), ranks.no_bar, digests=recorded.get("digests"))
+        loading = Loading(cache_folder(opened.path), ranks.silent, digests=recorded.get("digests"))
         train_set, test_set = load_splits(
             data_options(opened.config), recorded.get("fingerprint"), loading
         )
@@ -189,8 +195,8 @@ def timed_samples(
     counting, labels = replace(model, network=counted), None if y is None else y[own.to(y.device)]
     options = {"seed": args.seed, "batch_size": args.batch_size}
     total = len(own) * sampler.steps
-    with tqdm(total=total, desc="samples", unit="step", disable=ranks.no_bar) as bar:
-        (x_0,) = generate(counting, sampler, own, labels, **options, progress=bar.update)
+    with Progress("sampling", total, "steps of an image", silent=ranks.silent) as progress:
+        (x_0,) = generate(counting, sampler, own, labels, **options, progress=progress.update)
     samples = ranks.gather(to_uint8(x_0))
     seconds = (time.monotonic() - started) * 1000 / args.num
     return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}
@@ -235,8 +241,8 @@ def extractor_path(e: Evaluation) -> Path:
     """
     own, logs = e.args.folder, runs.logs_of(e.model.path)
     root = logs.parent.parent if runs.is_in_run(e.model.path) else logs
-    path = cache_path(root / "classifiers", e.train_set, task_of(e.train_set))
-    return path if own == logs or path.exists() else own / "classifiers" / path.name
+    path = cache_path(root / CLASSIFIERS, e.train_set, task_of(e.train_set))
+    return path if own == logs or path.exists() else own / CLASSIFIERS / path.name
 
 
 def likelihoods(e: Evaluation) -> dict[str, Any]:

@@ -24,10 +24,9 @@ if __name__ == "__main__":  # before the imports that take seconds
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from config import Config, ConfigError, Parser, check_range, flag
-from diffusion import Sampler, generate
+from config import Config, ConfigError, Parser, SampleConfig, check_range, flag
+from diffusion import Sampler, generate, spread
 from training.trained import (
     NUM,
     RUN_ROOT,
@@ -41,9 +40,11 @@ from training.trained import (
 from utils import images, runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
+from utils.errors import InputError
 from utils.files import check_writable, new_folders, whole_file
 from utils.labels import match_classes
 from utils.process import exit_code
+from utils.progress import Progress
 
 __all__ = ["TrainedModel", "load"]
 
@@ -100,8 +101,7 @@ def run(args: Args) -> int:
     tune(device)
     with joined(device) as ranks:
         sample_images(args, device, ranks)
-        for path in args.outputs:
-            print(path)
+        print("\n".join(written(args.outputs)))
     return 0
 
 
@@ -111,12 +111,15 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
     model = args.opened.model(device)
     sampler = Sampler(**asdict(model.config.sample))
     check_outputs(args, ranks)
+    print(f"{describe(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
 
     labels = None if args.labels is None else args.labels[own]
     options = {"seed": args.seed, "batch_size": args.batch_size}
-    keep = kept_states(sampler.steps, "gif" in args.formats)
-    with tqdm(total=len(own) * sampler.steps, unit="step", disable=ranks.no_bar) as bar:
-        states = generate(model, sampler, own, labels, **options, keep=keep, progress=bar.update)
+    keep = spread(sampler.steps, FRAMES) if "gif" in args.formats else ()
+    total = len(own) * sampler.steps
+    with Progress("sampling", total, "steps of an image", silent=ranks.silent) as progress:
+        options |= {"keep": keep, "progress": progress.update}
+        states = generate(model, sampler, own, labels, **options)
     frames = [ranks.gather(x) for x in states]
     if ranks.first:
         with new_folders(args.folder):
@@ -129,13 +132,6 @@ def share_of_images(num: int, ranks: Ranks) -> Tensor:
     return ranks.share(torch.arange(num))
 
 
-def kept_states(steps: int, animate: bool) -> set[int]:
-    """Which of the states 0 (x_T) ... steps (x_0) to keep: the last, or all frames."""
-    if not animate:
-        return {steps}
-    return set(torch.linspace(0, steps, min(steps + 1, FRAMES)).round().int().tolist())
-
-
 def write(frames: list[Tensor], args: Args) -> None:
     """The images (N, C, H, W) in [-1, 1], the last of the frames, in each of the formats."""
     x_0, folder = frames[-1], args.folder
@@ -146,9 +142,8 @@ def write(frames: list[Tensor], args: Args) -> None:
         for i, x in enumerate(images.to_uint8(x_0)):
             images.save_png(x, folder / f"{i:05d}.png")
     if "gif" in args.formats:
-        images.save_gif(
-            [images.grid(x, titles=titles) for x in frames], folder / "reverse_process.gif"
-        )
+        with whole_file(folder / "reverse_process.gif") as file:
+            file.write(images.gif([images.grid(x, titles=titles) for x in frames]))
     if "npz" in args.formats:
         arrays = {"arr_0": images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()}  # N, H, W, C
         if args.labels is not None:
@@ -211,10 +206,40 @@ def add_flags(parser: Parser, num: int) -> None:
 
 def parse(parser: Parser, argv: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The script's own flags, and the typed settings of SampleConfig; numbers in their ranges."""
-    own, typed = parser.parse(argv, [Config().sample], default="the checkpoint's")
+    where = parser.wants_help(argv, "--ckpt")
+    stored = stored_settings(where, parser.wants_help(argv, "--run-root") or RUN_ROOT)
+    own, typed = parser.parse(
+        argv, [stored or Config().sample], default=None if stored else "the checkpoint's"
+    )
     for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
         check_range(flag(name), own[name], least, most)
     return own, typed
+
+
+def stored_settings(where: str | None, run_root: str | Path) -> SampleConfig | None:
+    """The sampling settings of this checkpoint, which --help shows; None where there is none."""
+    try:
+        return where and open_checkpoint(where, run_root, {}).config.sample
+    except InputError:
+        return None
+
+
+def describe(model: TrainedModel, sampler: Sampler) -> str:
+    """Which checkpoint, sampler, steps and guidance; a line."""
+    parts = [f"{sampler.sampler}, {sampler.steps} steps"]
+    if model.num_classes and sampler.guidance != 1:
+        low, high = sampler.guidance_interval
+        parts.append(f"guidance {sampler.guidance:g} for t / T in {low:g} ... {high:g}")
+    return f"{model.path}: step {model.step:,}; {', '.join(parts)}"
+
+
+def written(paths: Sequence[Path]) -> list[str]:
+    """The files, a line each; numbered ones as a range."""
+    numbered = [path for path in paths if path.stem.isdigit()]
+    lines = [str(path) for path in paths if path not in numbered]
+    if len(numbered) > 2:
+        return [*lines, f"{numbered[0]} ... {numbered[-1].name} ({len(numbered):,} files)"]
+    return [*lines, *map(str, numbered)]
 
 
 def common(opened: OpenCheckpoint, own: dict[str, Any]) -> dict[str, Any]:

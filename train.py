@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageSet, ReadError, report
+from evaluation.during import Scorer
 from training import resume
 from training.clock import Clock
 from training.logger import Logger, save_contact_sheet
@@ -29,18 +30,21 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.setup import CACHE, Args, data_record, describe, few_images, load_data, parse_args
+from training.screen import forecast_lines
+from training.setup import CACHE, CLASSIFIERS, Args, data_record, describe, load_data, parse_args
 from training.state import TrainState
-from training.validate import Validation
+from training.validate import Validation, samples_to_score
 from training.verify_resume import verify_resume
 from utils import checkpoint
 from utils.devices import autocast, memory_errors, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.process import StopSignal, exit_code
-from utils.runs import environment, last_good, open_run
+from utils.progress import Progress
+from utils.runs import environment, last_good, open_run, upcoming
 from utils.seeding import generator, mix
 
 SPARE_MEMORY = "lower --batch-size, raise --grad-accum, or add --checkpoint-activations"
+FORECAST_SECONDS = 2.0  # that --dry-run times steps for
 LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
@@ -67,7 +71,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     start = args.resumed or args.pretrained
     state = TrainState.create(config, len(train_set), device, ranks, start)
     if args.dry_run:
-        print("\n".join([*report(train_set, test_set), "", describe(state)]))
+        print("\n".join([*report(train_set, test_set), "", describe(state)]), flush=True)
+        print("\n".join(forecast(args, state, train_set)))
         if train_set.notes and ranks.first:  # from files: show what becomes of them
             print(save_contact_sheet(train_set, args.run_root / CACHE))
         return 0
@@ -84,59 +89,102 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         StopSignal() as stop,
         memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
         open_run(args.run_root, resumed and resumed.path, ranks) as run,
-        Logger(run, state, train_set.class_names) as logger,
+        Logger(run, state, (train_set, test_set)) as logger,
     ):
-        print("\n".join(report(train_set, test_set)), flush=True)
-        validation = Validation(state, train_set, test_set)
-        clock.validation_images = validation.images
-        if resumed and ranks.first:
-            checkpoint.set_aside(resumed.damaged, "corrupt")
-            run.go_back_to(state.step)
-            state.changes += resume.announce(resumed, device)
-        elif ranks.first:
-            logger.start(train_set, test_set)
-        for line in few_images(state):
-            logger.note(line)
         if ranks.first:
-            logger.write_config()
-        notes = {"data": data_record(train_set), "environment": machine}
-        while not state.finished and not stop.agreed(ranks):
-            try:
-                train_epoch(state, train_set, logger, clock, stop)
-            except ReadError:  # too many files; what was trained is kept
-                if ranks.first and state.step:
+            if resumed:
+                checkpoint.set_aside(resumed.damaged, "corrupt")
+                run.go_back_to(state.step)
+                state.changes += resume.announce(resumed, device)
+            logger.start(args.name, resumed is not None)
+        validation = Validation(state, train_set, test_set)
+        scorer = make_scorer(args, state, (train_set, test_set))
+        notes = {"name": args.name, "data": data_record(train_set), "environment": machine}
+        clock.start(state)
+        with logger.progress_bar():
+            while not state.finished and not stop.agreed(ranks):
+                try:
+                    pause = train_epoch(state, train_set, logger, clock, stop)
+                except ReadError:  # too many files; what was trained is kept
+                    if ranks.first and state.step:
+                        run.save(state, notes)
+                    raise
+                if not pause:
+                    continue
+                if state.validation_due and ranks.first:
+                    logger.write_validation(validation.run(state), score_samples(state, scorer))
+                    run.save_ema(state, notes)
+                logger.writer.flush()  # before the checkpoint, so that the curves never lag behind
+                if ranks.first:
                     run.save(state, notes)
-                raise
-            if state.epoch_finished and ranks.first:
-                logger.write_validation(*validation.run(state))
-            logger.writer.flush()  # before the checkpoint, so that the curves never lag behind it
-            if ranks.first:
-                run.save(state, notes)
-            clock.restart_save()
-    return logger.goodbye(stop)
+                clock.go_on()
+        return logger.goodbye(stop)
+
+
+def forecast(args: Args, state: TrainState, train_set: ImageSet) -> list[str]:
+    """--dry-run: minutes, memory, disk and folder of the run, from a few timed steps of it."""
+    clock, timed = Clock(state.device), 0
+    train_set = train_set.to(state.device)
+    with Progress("timing a few steps", None, "steps", silent=state.ranks.silent) as progress:
+        while clock.step_seconds is None:
+            for x_0, y in state.batches(train_set, most=1):
+                state.step += 1
+                train_step(state, x_0, y)
+            timed += 1
+            progress.update()
+            clock.time_step(FORECAST_SECONDS, warm_up=1)
+    state.step -= timed
+    if state.schedule is None:
+        state.schedule = clock.fit_schedule(state)
+    path = args.resumed and args.resumed.path
+    return forecast_lines(state, clock.step_seconds, upcoming(args.run_root, path))
+
+
+def make_scorer(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> Scorer | None:
+    """For --score-every, on the first rank: trains the feature extractor where there is none."""
+    c = state.config.train
+    if not (c.score_every and state.ranks.first):
+        return None
+    share = state.validations.score_cost / c.score_every
+    print(f"scores: {c.score_images:,} samples, about {share:.1%} of the time", flush=True)
+    conditional = state.model.num_classes > 0
+    return Scorer.of(sets, c.score_images, conditional, args.run_root / CLASSIFIERS)
+
+
+def score_samples(state: TrainState, scorer: Scorer | None) -> dict[str, float]:
+    """The scores of the EMA's samples, where they are due; updates state.best_score."""
+    if scorer is None or not state.score_due:
+        return {}
+    scores = scorer.score(samples_to_score(state, scorer.labels))
+    distance = next((value for name, value in scores.items() if name.startswith("fid_")), None)
+    if distance is not None and (not state.best_score or distance < state.best_score["score"]):
+        state.best_score = {"step": state.step, "score": distance}
+    return scores
 
 
 def train_epoch(
     state: TrainState, train_set: ImageSet, logger: Logger, clock: Clock, stop: StopSignal
-) -> None:
-    """Train to the end of the epoch, or until a checkpoint is due or a signal arrives."""
-    clock.lap()
-    with logger.progress_bar():
-        for x_0, y in state.batches(train_set):
-            state.step += 1
-            logger.add_step(train_step(state, x_0, y))
-            due = clock.after_step(state, stop)
-            if due.speed and state.schedule is None:
-                state.schedule = clock.fit_schedule(state)
-            if due.speed:
-                logger.show_schedule(clock)
-            leave = state.epoch_finished or due.stop or due.save
-            if leave or due.log or state.step % LOG_EVERY == 0:
-                logger.write_steps(clock)
-                raise_if_diverged(state, train_step, train_set)
-            if leave:
-                break
-    logger.write_quartiles(state.epoch_finished)
+) -> bool:
+    """Train to the end of the epoch; True: until a validation or a checkpoint is due, or a signal.
+
+    At the end of the run a validation always is.
+    """
+    for x_0, y in state.batches(train_set):
+        state.step += 1
+        logger.add_step(train_step(state, x_0, y))
+        due = clock.after_step(state, stop)
+        if due.speed and state.schedule is None:
+            state.schedule = clock.fit_schedule(state)
+        if due.speed:
+            logger.show_schedule(clock)
+        pause = state.validation_due or due.stop or due.save
+        if pause or due.log or state.step % LOG_EVERY == 0:
+            logger.write_steps(clock)
+            raise_if_diverged(state, train_step, train_set)
+        if pause:
+            logger.gather_quartiles()
+            return True
+    return False
 
 
 def train_step(state: TrainState, x_0: Tensor, y: Tensor) -> StepResult:

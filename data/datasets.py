@@ -158,10 +158,11 @@ def open_flowers102(options: DataOptions, loading: Loading) -> Splits:
     return open_listing(Listing(Folder(root), tuple(files), class_names), options, loading)
 
 
-def open_digits(_options: DataOptions, _loading: Loading) -> Splits:
+def open_digits(_options: DataOptions, loading: Loading) -> Splits:
     """Digits drawn from code alone."""
     source, names = "drawn by this program, not MNIST", tuple("0123456789")
-    return tuple(TensorSet("", source, names, *draw_digits(train)) for train in (True, False))
+    parts = (draw_digits(train, silent=loading.silent) for train in (True, False))
+    return tuple(TensorSet("", source, names, *part) for part in parts)
 
 
 def open_torchvision(name: str, root: Path, download: bool, **arguments: object) -> Dataset:

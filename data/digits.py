@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from utils.progress import track
+
 SIDE = 28
 CHUNK = 500  # images drawn at once; each chunk has its own generator, so prefixes agree
 SEEDS = {True: 0x5EED, False: 0x7E57}  # True: the training set, False: the test set
@@ -75,15 +77,16 @@ def glyph_bank() -> tuple[Tensor, Tensor, Tensor]:
     return bank, count.cumsum(0) - count, count
 
 
-def draw_digits(train: bool, size: int | None = None) -> tuple[Tensor, Tensor]:
+def draw_digits(train: bool, size: int | None = None, silent: bool = True) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64; every ten in a row are all ten digits.
 
-    A smaller size gives the first images of a larger one.
+    A smaller size gives the first images of a larger one. silent: show no progress.
     """
     size = SIZES[train] if size is None else size
     bank, first, count = glyph_bank()
     images, labels = [], []
-    for chunk in range(math.ceil(size / CHUNK)):
+    chunks = range(math.ceil(size / CHUNK))
+    for chunk in track(chunks, "drawing digits", f"times {CHUNK} images", silent):
         g = torch.Generator().manual_seed(SEEDS[train] * 1_000_003 + chunk)
         digits = torch.stack([torch.randperm(10, generator=g) for _ in range(CHUNK // 10)])
         digits = digits.flatten()

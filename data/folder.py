@@ -19,7 +19,6 @@ from typing import TypeVar
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from data.arrays import list_arrays
 from data.decode import Rendering, colour, cut_off, render, seen_size
@@ -30,6 +29,7 @@ from data.options import DataOptions, Loading
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.labels import listed, readable
+from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
 MAX_OWN_SIDE = 256  # pixels: larger images are learnt at their own size only where it is typed
@@ -227,7 +227,7 @@ def decode_all(
         return *facts, bool((image[:1] == image).all())
 
     print(f"Reading {len(names):,} images of {source.description}", flush=True)
-    for i, found in enumerate(mapped(decode, range(len(names)), "decoding", loading.no_bar)):
+    for i, found in enumerate(mapped(decode, range(len(names)), "decoding", loading.silent)):
         if isinstance(found, str):
             damaged[names[i]] = found
             continue
@@ -257,7 +257,7 @@ def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[in
         except Exception:  # told when it is decoded
             return None
 
-    sizes = [s for s in mapped(size, names, "sizes", loading.no_bar) if s]
+    sizes = [s for s in mapped(size, names, "sizes", loading.silent) if s]
     multiple = loading.size_multiple
     if len(set(sizes)) == 1 and max(sizes[0]) <= MAX_OWN_SIDE:
         height, width = (max(side // multiple, 1) * multiple for side in sizes[0])
@@ -267,14 +267,12 @@ def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[in
     return (max(int(min(shorter, DEFAULT_SIDE)) // multiple, 1) * multiple,) * 2
 
 
-def mapped(
-    function: Callable[[T], R], items: Sequence[T], title: str, no_bar: bool | None
-) -> Iterator[R]:
+def mapped(function: Callable[[T], R], items: Sequence[T], title: str, silent: bool) -> Iterator[R]:
     """The function of every item, in order, computed by threads a little ahead."""
     ahead, waiting = 4 * num_threads(), deque()
     pool = ThreadPoolExecutor(num_threads())
     try:
-        for item in tqdm(items, title, unit="images", disable=no_bar, leave=False):
+        for item in track(items, title, "images", silent):
             waiting.append(pool.submit(function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()

@@ -15,7 +15,7 @@ def accept(_classes: int, _size: tuple[int, int]) -> None:
 class Loading:
     """How a set is loaded.
 
-    cache: the folder of decoded images; None: they are not kept. no_bar: for tqdm's ``disable``.
+    cache: the folder of decoded images; None: they are not kept. silent: show no progress.
     check: called with the number of classes and (height, width) before anything is decoded, to
     refuse them by raising. download: what is missing, where that is possible. in_memory: bytes
     that decoded images may take; None: a share of the memory of this machine. size_multiple: of
@@ -24,7 +24,7 @@ class Loading:
     """
 
     cache: Path | None = None
-    no_bar: bool | None = None
+    silent: bool = False
     check: Callable[[int, tuple[int, int]], None] = accept
     download: bool = True
     in_memory: int | None = None

@@ -1,7 +1,7 @@
 """The diffusion process and its samplers; independent of architecture, data and configuration."""
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
-from diffusion.generate import DiffusionModel, generate
+from diffusion.generate import DiffusionModel, generate, spread
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
 from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
@@ -28,6 +28,7 @@ __all__ = [
     "make_diffusion",
     "options_of",
     "repeated",
+    "spread",
     "uniform_grid",
     "x0_errors",
 ]

@@ -49,6 +49,11 @@ class DiffusionModel:
         yield from sampler(network, self.diffusion, x, grid, randn, self.x0_error)
 
 
+def spread(steps: int, count: int) -> set[int]:
+    """At most ``count`` of the states 0 (x_T) ... steps (x_0), evenly, ends included."""
+    return set(torch.linspace(0, steps, min(steps + 1, count)).round().int().tolist())
+
+
 def ignore(_images: int) -> None:
     """No progress is shown."""
 

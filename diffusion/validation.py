@@ -1,6 +1,7 @@
 """The held-out loss, at fixed points (test image, t, noise): same weights, same number."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
+from diffusion.generate import ignore
 from diffusion.samplers import LabeledModel
 
 CHUNK = 256  # images per network evaluation
@@ -49,9 +51,18 @@ def repeated(x_0: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def held_out_losses(model: LabeledModel, diffusion: GaussianDiffusion, points: HeldOut) -> Tensor:
-    """The training loss at every point (N,), in the order of t; model(x, t, y)."""
+def held_out_losses(
+    model: LabeledModel,
+    diffusion: GaussianDiffusion,
+    points: HeldOut,
+    progress: Callable[[int], object] = ignore,
+) -> Tensor:
+    """The training loss at every point (N,), in the order of t; model(x, t, y).
+
+    progress is called with the number of points that were evaluated.
+    """
     losses, parts = [], (points.x_0, points.y, points.t, points.noise)
     for x_0, y, t, noise in zip(*(part.split(CHUNK) for part in parts), strict=True):
         losses.append(diffusion.losses(lambda x, t, y=y: model(x, t, y), x_0, t, noise))
+        progress(len(t))
     return torch.cat(losses)

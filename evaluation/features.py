@@ -10,7 +10,6 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from data import ImageSet
 from evaluation.tasks import Task
@@ -19,9 +18,11 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.devices import autocast
 from utils.images import normalize, to_uint8
+from utils.progress import track
 from utils.seeding import mix, permutation
 
 STEPS, BATCH, LR, SHIFT = 1900, 128, 3e-3, 2  # pixels of shift; about four epochs of MNIST
+MAX_REAL = 60_000  # real images in memory
 CHUNK = 500  # images per forward pass
 KIND = "ddpm-classifier-2"  # change it with the recipe: other features
 
@@ -193,7 +194,7 @@ def fit(model: Classifier, train: LabeledImages, task: Task, steps: int = STEPS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, 0.2, cycle_momentum=False)
     size = BATCH // max(1, len(task.views))  # images whose views, all in one batch, are BATCH
     per_epoch = -(-len(train) // size)
-    for step in tqdm(range(steps), "classifier", unit="step", disable=None):
+    for step in track(range(steps), "training the classifier", "steps"):
         epoch, n = divmod(step, per_epoch)
         if n == 0:
             order = permutation(len(train), mix("classifier"), epoch).to(device)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.inception import Inception3, InceptionA, InceptionC, InceptionE
-from tqdm import tqdm
 
 from utils.checkpoint import CheckpointError
+from utils.progress import track
 from utils.pytree import mismatches
 
 CLASSES, SIZE, CHUNK = 1008, 299, 50  # of the graph; pixels; images per forward pass
@@ -80,7 +80,7 @@ def largest(x: Tensor) -> Tensor:
 def features(network: nn.Module, images: Tensor, size: int = SIZE) -> Tensor:
     """Of uint8 images (N, C, H, W), grey or RGB: (N, 2048)."""
     parts = []
-    for chunk in tqdm(images.split(CHUNK), "Inception", unit="batch", disable=None):
+    for chunk in track(images.split(CHUNK), "Inception", "batches"):
         x = chunk.float().expand(-1, 3, -1, -1)
         parts.append(network((resize(x, size) - 128) / 128))
     return torch.cat(parts) if parts else images.new_empty(0, 2048, dtype=torch.float32)

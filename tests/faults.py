@@ -46,8 +46,8 @@ NETWORK = [
     *("--dataset", "digits", "--device", "cpu", "--base-channels", "8", "--emb-channels", "16"),
     *("--channel-multipliers", "1", "--attention-levels", "--heads", "2", "--patch-size", "7"),
     *("--timesteps", "50", "--steps", "2", "--warmup-steps", "5", "--dropout", "0.1"),
-    *("--batch-size", "20", "--min-epoch-images", "1"),
-]  # 5 steps an epoch, 15,000 parameters
+    *("--batch-size", "20", "--min-epoch-images", "1", "--eval-every", "5"),
+]  # 5 steps an epoch, and between validations; 15,000 parameters
 SMALL = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
 AGAIN = [*SMALL, "--resume", "auto"]  # the command that is given again and again until it succeeds
 

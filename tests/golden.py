@@ -98,12 +98,13 @@ class Checkout:
         return {part: digest(content.get(part)) for part in PARTS}
 
     def curves(self) -> dict[str, str]:
-        """A hash of every curve in TensorBoard, except the throughput."""
+        """A hash of every curve in TensorBoard, except those of the machine."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(self.folder / "Logs_Checkpoints/Inference/version_0"))
         events.Reload()
-        tags = [tag for tag in events.Tags()["scalars"] if "images_per_s" not in tag]
+        machine = ("images_per_s", "step_ms", "memory_GiB")
+        tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith(machine)]
         return {tag: digest([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags}
 
     def sample(self, name: str) -> list[Any]:

@@ -97,7 +97,7 @@ def test_names_find_the_newest(tmp_path):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep):
     for step in range(1, 9):
         (tmp_path / checkpoint.filename(step)).write_text("")
-    checkpoint.prune(tmp_path, best_step=2, keep=keep)
+    checkpoint.prune(tmp_path, best=(2,), keep=keep)
     assert list(checkpoint.steps(tmp_path)) == [2, *range(9 - keep, 9)]
 
 

@@ -235,7 +235,7 @@ def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere():
 
 def prune_as_nobody(where: str) -> None:
     sabotage.be_nobody(0)
-    checkpoint.prune(Path(where), best_step=None, keep=2)
+    checkpoint.prune(Path(where), best=(), keep=2)
 
 
 @needs_nobody
@@ -249,7 +249,7 @@ def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
         process.join(60)
         assert process.exitcode == 0
         assert list(checkpoint.steps(where)) == [1, 2, 3, 4, 5]
-        checkpoint.prune(where, best_step=None, keep=2)
+        checkpoint.prune(where, best=(), keep=2)
         assert list(checkpoint.steps(where)) == [4, 5]  # control
         count("a checkpoint that cannot be deleted", 1, 1, "it stays, the run continues")
 
@@ -462,8 +462,8 @@ def events(where: Path, reader: type = EventAccumulator) -> list[int]:
     """The steps of the loss curve, as TensorBoard's own reader has them."""
     accumulator = reader(str(where / LOGS)).Reload()
     if reader is EventAccumulator:
-        return [event.step for event in accumulator.Scalars("train/loss")]
-    return [event.step for event in accumulator.Tensors("train/loss")]
+        return [event.step for event in accumulator.Scalars("loss/train")]
+    return [event.step for event in accumulator.Tensors("loss/train")]
 
 
 def killed_thrice(where: Path, hook: str = "") -> None:
@@ -483,7 +483,7 @@ def test_every_step_is_in_the_curves_once_and_in_order_after_three_kills():
         for reader in (EventAccumulator, PluginEventAccumulator):
             assert events(where, reader) == list(range(1, STEPS + 1))
         accumulator = EventAccumulator(str(where / LOGS)).Reload()
-        pictures = [event.step for event in accumulator.Images("samples")]
+        pictures = [event.step for event in accumulator.Images("samples/grid")]
         assert pictures == [5, 10, 15, 20]
         count("3 SIGKILLs, curves read by TensorBoard", 3, 3, "every step once, in order")
 

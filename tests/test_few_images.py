@@ -154,9 +154,9 @@ def test_without_test_images_there_is_no_curve_of_the_held_out_loss(few_digits, 
         assert train.main([*FEW, "--max-minutes", "0.005"]) == 0
         events = EventAccumulator(str(few_digits / f"Logs_Checkpoints/Inference/version_{version}"))
         tags = events.Reload().Tags()
-        assert ("held_out/loss" in tags["scalars"]) == held_out
-        assert "samples" in tags["images"]
-        notes = [e.tensor_proto.string_val[0] for e in events.Tensors("data/text_summary")]
+        assert ("loss/held_out" in tags["scalars"]) == held_out
+        assert "samples/grid" in tags["images"]
+        notes = [e.tensor_proto.string_val[0] for e in events.Tensors("run/text_summary")]
         assert any(b"no held-out loss" in note for note in notes) == (not held_out)
 
 

@@ -35,7 +35,8 @@ def test_the_checkpoint_is_all_it_needs(trained, tmp_path, monkeypatch, capsys):
     moved = shutil.copy(source, tmp_path / "a/b/c/moved.pt")
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--ckpt", str(moved), "--num", "4", "--device", "cpu"]) == 0
-    (path,) = capsys.readouterr().out.split()
+    line, path = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{moved}: step 12; ddpm, 5 steps, guidance 1.2 for t / T in")
     assert Image.open(path).format == "PNG"
 
 
@@ -44,7 +45,10 @@ def test_every_kind_of_file(trained, tmp_path, capsys):
     assert sample.main([*flags, "--save", "grid,png,gif,npz"]) == 0
     names = ["grid.png", "00000.png", "00001.png", "00002.png"]
     names += ["reverse_process.gif", "samples.npz"]
-    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("; 3 images, seed 0")
+    shown = ["grid.png", "reverse_process.gif", "samples.npz", "00000.png ... 00002.png (3 files)"]
+    assert lines == [str(tmp_path / name) for name in shown]
     assert sorted(os.listdir(tmp_path)) == sorted(names)
     assert Image.open(tmp_path / "00001.png").size == (28, 28)
     assert Image.open(tmp_path / "reverse_process.gif").n_frames == 6  # x_T and 5 steps

@@ -1,6 +1,5 @@
 """Training from the command line: what it leaves, how it continues, what it refuses."""
 
-import math
 import os
 import signal
 
@@ -12,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data.datasets
 import train
-from training.clock import FORWARD, RESERVE, Clock
-from training.validate import PREVIEW
+from config import Config
+from training.clock import RESERVE, Clock
+from training.plan import Validations
 from utils import checkpoint
 
 CHECKPOINTS = "Logs_Checkpoints/checkpoints/version_{}"
@@ -25,7 +25,7 @@ def newest(root, version=0):
 
 
 def run(*argv) -> int:
-    """The small network of tests/faults.py, 5 steps an epoch."""
+    """The small network of tests/faults.py, 5 steps an epoch, a validation each."""
     return train.main([*NETWORK, *argv])
 
 
@@ -49,12 +49,19 @@ def test_a_run_leaves_what_the_readme_says(few_digits, capsys):
     assert run("--max-steps", "10") == 0
     logs = few_digits / "Logs_Checkpoints/Inference/version_0"
     names = {path.name for path in logs.iterdir()}
-    assert {"config.json", "environment.json", "samples_00000010.png"} <= names
+    assert {"config.json", "environment.json", "run.json", "history.jsonl"} <= names
+    assert {"samples_00000005.png", "samples_00000010.png", "data.png"} <= names
+    assert {"reverse_process.png", "reverse_process.gif"} <= names
     steps = checkpoint.steps(few_digits / CHECKPOINTS.format(0))
-    assert list(steps) == [5, 10]  # one an epoch
+    assert list(steps) == [5, 10]  # one a validation
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Logging at: Logs_Checkpoints/Inference/version_0"
     assert out[1] == "Model Checkpoint at: Logs_Checkpoints/checkpoints/version_0"
+    first_words = [line.split()[0] for line in out[2:]]
+    assert first_words[:2] == ["device", "data"]
+    assert {"network", "schedule", "curves"} <= set(first_words)
+    assert out[-2].startswith("Done after step 10, ")
+    assert "held-out loss" in out[-2]
     assert "python sample.py --ckpt" in out[-1]
 
 
@@ -64,7 +71,7 @@ def test_the_loss_falls(few_digits, monkeypatch):
     monkeypatch.setitem(data.datasets.DATASETS, "digits", opener(more))
     smoke = ["--preset", "smoke", "--device", "cpu"]
     assert train.main([*smoke, "--max-steps", "150", "--lr", "3e-3"]) == 0
-    losses = [e.value for e in curves(few_digits).Scalars("train/loss")]
+    losses = [e.value for e in curves(few_digits).Scalars("loss/train")]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
@@ -77,22 +84,24 @@ def test_tensorboard_shows_every_panel(few_digits):
     assert run("--max-steps", "10") == 0
     tags = curves(few_digits).Tags()
     assert {
-        "train/loss",
-        "train/gradient_norm",
-        "train/lr",
-        "train/images_per_s",
-        "held_out/loss",
-        *(f"loss_by_t/quartile_{q}" for q in (1, 2, 3, 4)),
+        "loss/train",
+        "loss/held_out",
+        "loss/held_out_raw",
+        "training/gradient_norm",
+        "training/lr",
+        "training/images_per_s",
+        "training/step_ms",
+        *(f"timesteps/{kind}_quartile_{q}" for kind in ("train", "held_out") for q in (1, 2, 3, 4)),
     } <= set(tags["scalars"])
-    assert {"samples", "reverse_process"} <= set(tags["images"])
-    assert {"model/text_summary", "environment/text_summary", "layers/text_summary"} <= set(
-        tags["tensors"]
-    )
-    assert [e.step for e in curves(few_digits).Scalars("train/loss")] == list(range(1, 11))
+    assert set(tags["images"]) == {
+        "data", "samples/grid", "samples/reverse_process", "samples/reverse_process_film"
+    }  # fmt: skip
+    assert set(tags["tensors"]) == {"run/text_summary"}  # one page
+    assert [e.step for e in curves(few_digits).Scalars("loss/train")] == list(range(1, 11))
 
 
 def test_the_errors_of_x_0_are_measured_at_the_end(few_digits):
-    """At the end of every epoch only where the samples of validation need them."""
+    """At every validation only where its samples need them."""
     for version, (variance, known) in enumerate(
         [("posterior", [False, True]), ("optimal", [True, True])]
     ):
@@ -118,7 +127,7 @@ def test_an_interrupted_run_repeats_an_unbroken_one_bit_for_bit(
         assert checkpoint.load(newest(few_digits, version))["step"] == stop
         assert train.main(AUTO) == 0
         assert result(few_digits) == unbroken
-        steps = [e.step for e in curves(few_digits, version).Scalars("train/loss")]
+        steps = [e.step for e in curves(few_digits, version).Scalars("loss/train")]
         assert steps == list(range(1, 13))  # the same curve, no step twice
 
 
@@ -139,32 +148,35 @@ def test_resume_auto_without_a_run_starts_fresh(capsys):
 
 def test_max_minutes_are_those_of_steps_and_validation():
     """Where a step takes 0.2 s, by a clock that the steps alone advance."""
-    minutes, seconds, epoch = 0.5, 0.2, 40
+    minutes, seconds, every = 0.5, 0.2, 40
     flags = [*NETWORK, "--max-steps", "100000", "--max-minutes", str(minutes)]
-    flags += ["--batch-size", "10", "--min-epoch-images", "320"]  # 4 passes over 100
+    flags += ["--batch-size", "200", "--eval-every", str(every)]
     with folder() as where:
         ended = faults.run(where, flags, "sabotage.steps_take", 200)
         assert ended.code == 0, ended.err
-        steps = checkpoint.load(newest(where))["scheduler"]["total_steps"]
-        rates = [e.value for e in curves(where).Scalars("train/lr")]
+        stored = checkpoint.load(newest(where))
+        rates = [e.value for e in curves(where).Scalars("training/lr")]
+    steps = stored["scheduler"]["total_steps"]
     assert steps == len(rates) == ended.step
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the schedule
-    validation = seconds * FORWARD * (300 + PREVIEW * 2) / 10  # an epoch's, in batches of 10
-    planned = seconds * steps + validation * math.ceil(steps / epoch)
-    assert 0.95 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
+    validation = seconds * Validations.of(Config.from_dict(stored["config"])).cost
+    planned = seconds * steps + validation * (steps // every + 1)
+    assert 0.9 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
 
 
 @pytest.mark.parametrize("done", [0, 3, 9])
 def test_no_more_steps_would_fit_into_the_minutes(done):
-    """Steps of a minute, epochs of 10, of which some are done, and validations of 2.5 minutes."""
+    """Steps of a minute, of which some are done, and every ten a validation of 2.5 minutes."""
     clock = Clock(torch.device("cpu"))
-    clock.step_seconds, clock.validation_images = 60.0, 2.5 / FORWARD
+    clock.step_seconds = 60.0
+    validations = Validations(every=10, early=False, cost=2.5)
 
     def planned(steps: int) -> float:
-        return steps + 2.5 * math.ceil((done + steps) / 10) if steps else 0
+        within = sum(step % 10 == 0 for step in range(done + 1, done + steps + 1))
+        return steps + 2.5 * (within + 1) if steps else 0
 
     for minutes in (n + 0.2 for n in range(60)):
-        steps = clock.steps_left(minutes / (1 - RESERVE), done, epoch_steps=10, batch_size=1)
+        steps = clock.steps_left(minutes / (1 - RESERVE), done, validations)
         assert planned(steps) <= minutes < planned(steps + 1)
 
 
@@ -177,7 +189,8 @@ def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):
                 state.model.head.bias.add_(1)
 
     before_step(monkeypatch, spoil)
-    assert run("--max-steps", "5", "--batch-size", "100", "--ema-decay", "0") == 0
+    often = ["--batch-size", "100", "--eval-every", "1"]
+    assert run("--max-steps", "5", *often, "--ema-decay", "0") == 0
     assert list(checkpoint.steps(few_digits / CHECKPOINTS.format(0))) == [1, 4, 5]
     assert checkpoint.load(newest(few_digits))["best"]["step"] == 1
 
@@ -229,14 +242,16 @@ def test_minutes_and_epochs_limit_a_run_whichever_end_first(few_digits):
     assert checkpoint.load(newest(few_digits))["step"] == 10
 
 
-def test_loss_by_t_is_of_the_whole_epoch_also_when_it_was_interrupted(few_digits, monkeypatch):
+def test_loss_by_t_is_of_all_steps_since_the_last_validation(few_digits, monkeypatch):
+    """Also when the run was interrupted in between."""
     options = ["--max-steps", "10"]
     assert run(*options) == 0
     interrupt_after(monkeypatch, 7)
     assert run(*options) == 143
     assert train.main(AUTO) == 0
     for q in (1, 2, 3, 4):
-        whole, broken = (curves(few_digits, v).Scalars(f"loss_by_t/quartile_{q}") for v in (0, 1))
+        tag = f"timesteps/train_quartile_{q}"
+        whole, broken = (curves(few_digits, version).Scalars(tag) for version in (0, 1))
         assert [e.step for e in whole] == [e.step for e in broken] == [5, 10]
         assert [e.value for e in whole] == pytest.approx([e.value for e in broken])
 

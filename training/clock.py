@@ -1,11 +1,13 @@
 """Wall-clock time: throughput, the schedule that fits --max-minutes, checkpoint intervals."""
 
 import time
+from bisect import bisect_right
 from typing import NamedTuple
 
 import torch
 
 from training.optim import LRSchedule
+from training.plan import Validations
 from training.state import TrainState
 from utils.process import StopSignal
 
@@ -13,7 +15,6 @@ SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
 SPEED_SECONDS = 5.0  # timed before the throughput is printed
 SCHEDULE_SECONDS = 15.0  # timed before --max-minutes fixes the schedule
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end
-FORWARD = 1 / 3  # of the time of a training step is its forward pass
 LOG_SECONDS = 2.0  # at most, between readings of the losses
 
 
@@ -32,13 +33,14 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.began = self.lapped = self.saved = time.monotonic()
+        self.before = 0.0  # seconds of the run before this process
         self.steps, self.settled = 0, 0.0
         self.step_seconds: float | None = None
-        self.validation_images = 0  # images that pass through the network at the end of an epoch
 
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
         """Rank 0 decides what depends on the time; a signal may reach any rank."""
         c, ranks = state.config.train, state.ranks
+        state.seconds = self.before + time.monotonic() - self.began
         speed = self.count_step(c.max_minutes) and ranks.first
         save = ranks.first and time.monotonic() - self.saved > 60 * c.save_minutes
         log = ranks.first and time.monotonic() - self.lapped > LOG_SECONDS
@@ -48,38 +50,46 @@ class Clock:
         """True once: at the step after which the throughput is known."""
         if self.step_seconds is not None:
             return False
+        planned = min(SCHEDULE_SECONDS, 3 * max_minutes)  # 5 % at most
+        return self.time_step(planned if max_minutes else SPEED_SECONDS, SETTLE_STEPS)
+
+    def time_step(self, enough: float, warm_up: int) -> bool:
+        """Count a step; True once those after the warm-up have taken ``enough`` seconds."""
         self.steps += 1
-        if self.steps == SETTLE_STEPS:
+        if self.steps == warm_up:
             self.settled = self.now()
-        enough = (
-            min(SCHEDULE_SECONDS, 3 * max_minutes) if max_minutes else SPEED_SECONDS
-        )  # 5 % at most
-        if self.steps <= SETTLE_STEPS or time.monotonic() - self.settled < enough:
+        if self.steps <= warm_up or time.monotonic() - self.settled < enough:
             return False
-        self.step_seconds = (self.now() - self.settled) / (self.steps - SETTLE_STEPS)
+        self.step_seconds = (self.now() - self.settled) / (self.steps - warm_up)
         return True
 
     def fit_schedule(self, state: TrainState) -> LRSchedule:
         """The longest schedule that ends within --max-minutes."""
-        c, epochs = state.config.train, state.epochs
-        done = state.step % epochs.steps
+        c, step = state.config.train, state.step
         left = state.ranks.from_first(
-            lambda: self.steps_left(c.max_minutes, done, epochs.steps, c.batch_size)
+            lambda: self.steps_left(c.max_minutes, step, state.validations)
         )
-        total = min(state.step + left, epochs.limit(c))
+        total = min(step + left, state.epochs.limit(c))
         return LRSchedule.over(total, c.warmup_steps, c.decay)
 
-    def steps_left(self, max_minutes: float, done: int, epoch_steps: int, batch_size: int) -> int:
-        """How many more steps fit, with a validation after every epoch; done: steps of this one."""
+    def steps_left(self, max_minutes: float, step: int, validations: Validations) -> int:
+        """How many more steps fit after this one, with their validations."""
         seconds = 60 * max_minutes * (1 - RESERVE) - (time.monotonic() - self.began)
-        validation = FORWARD * self.validation_images / batch_size  # in training steps
-        whole, rest = divmod(seconds / self.step_seconds + done, epoch_steps + validation)
-        steps = whole * epoch_steps + max(0, rest - validation)
-        return max(0, int(steps) - done)
+        budget = seconds / self.step_seconds  # in training steps
 
-    def restart_save(self) -> None:
-        """A checkpoint was just written."""
-        self.saved = time.monotonic()
+        def needed(steps: int) -> float:
+            return steps + validations.cost_within(step, step + steps)
+
+        return bisect_right(range(max(0, int(budget)) + 1), max(budget, 0), key=needed) - 1
+
+    def start(self, state: TrainState) -> None:
+        """The first step comes next; what earlier parts of the run took stands in the state."""
+        self.before = state.seconds
+        self.go_on()
+
+    def go_on(self) -> None:
+        """A checkpoint was just written; what that took is not part of the throughput."""
+        self.lapped = self.saved = time.monotonic()
 
     def lap(self) -> float:
         """Seconds since the last lap."""

@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class EventWriter:
     """
 
     def __init__(self, folder: Path, first_step: int, silent: bool) -> None:
-        self.folder, self.failed, self.file = folder, silent, None
+        self.folder, self.failed, self.file, self.run_ended = folder, silent, None, None
         self.attempt(self.open)
         self.attempt(self.purge, first_step)
 
@@ -54,6 +54,35 @@ class EventWriter:
     def add_image(self, tag: str, picture: Tensor, step: int) -> None:
         """A uint8 picture (3, H, W)."""
         self.add(step, lambda: self.summary.image(tag, picture, dataformats="CHW"))
+
+    def add_gif(self, tag: str, film: bytes, step: int) -> None:
+        """An animation, which browsers play; by its content TensorBoard tells it from a PNG."""
+
+        def summary() -> Any:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            width, height = (int.from_bytes(film[i : i + 2], "little") for i in (6, 8))
+            encoded = {"height": height, "width": width, "colorspace": 3}
+            image = Summary.Image(encoded_image_string=film, **encoded)
+            return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+        self.add(step, summary)
+
+    def add_hparams(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """A row of TensorBoard's table of runs: settings, and the tags of its metrics."""
+
+        def write() -> None:
+            parts = self.summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0))
+            for part in parts[:2]:  # what the columns are, and the beginning of the run
+                self.write(step=0, summary=part)
+            self.run_ended = parts[2]
+
+        self.attempt(write)
+
+    def end_hparams(self) -> None:
+        """The run of this row is over."""
+        if self.run_ended is not None:
+            self.add(0, lambda: self.run_ended)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Markdown."""

@@ -1,10 +1,9 @@
-"""Logging: TensorBoard curves and images, a progress bar, lines on the console."""
+"""Logging: TensorBoard curves and pictures, history.jsonl, lines on the console."""
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,19 +11,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from config import differences
 from data import ImageSet, report
-from models.summary import layers, markdown
+from models.summary import Layer, layers, markdown
 from training.clock import Clock
 from training.events import EventWriter
 from training.nonfinite import StepResult
+from training.outputs import Outputs
+from training.screen import footer, header, time_left
 from training.state import TrainState
+from training.validate import Validated
 from utils import images, runs
-from utils.files import Claim
-from utils.process import StopSignal, command
+from utils.devices import peak_memory
+from utils.process import StopSignal
+from utils.progress import Progress
 from utils.runs import Run
 from utils.seeding import permutation
 
 SHEET, SHEET_IMAGES, SHEET_COLUMNS = "data.png", 64, 8  # the contact sheet of the training images
+STRIP, FILM = "reverse_process.png", "reverse_process.gif"  # of the newest validation
+FILM_COLUMNS = 5
+RUN = "run.json"
+CURVES = {"loss": "loss/train", "gradient_norm": "training/gradient_norm", "lr": "training/lr"}
+METRICS = ("loss/held_out", "score/fid_classifier", "score/accuracy")  # of the table of runs
+SPEED = {"images_per_s": "images_per_s", "memory_gib": "memory_GiB"}  # in history.jsonl
 
 
 class Logger:
@@ -33,56 +43,85 @@ class Logger:
     Per-step values stay on the device until ``write_steps``, as reading one back synchronizes.
     """
 
-    def __init__(self, run: Run, state: TrainState, class_names: Sequence[str]) -> None:
-        self.run, self.state, self.class_names = run, state, class_names
+    def __init__(self, run: Run, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> None:
+        self.run, self.state, self.sets = run, state, sets
         self.writer = EventWriter(run.logs, state.step + 1, silent=not state.ranks.first)
-        self.bar: tqdm | None = None
+        self.outputs = Outputs(run.logs, run.claim)
+        self.bar: Progress | None = None
         self.steps: list[int] = []
         self.values: dict[str, list[Any]] = {}
+        self.since: list[float] = []  # losses since the last validation
+        self.last: dict[str, float] = {}  # the newest values of curves
+        self.about: dict[str, Any] = {}  # run.json, but for how far the run is
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error and self.about:
+            self.write_status("failed")
         self.writer.close()
 
-    def write_config(self) -> None:
-        """The configuration as a file; rewritten after a resume, which may have changed it."""
-        runs.write_json(self.run.logs / "config.json", asdict(self.state.config))
-
-    def start(self, train_set: ImageSet, test_set: ImageSet) -> None:
-        """Of a new run: its configuration, environment and images, as text and as files."""
-        config = asdict(self.state.config)
-        environment = {**runs.environment(self.state.device), "data": train_set.source}
-        runs.write_json(self.run.logs / "environment.json", environment)
-        for title, rows in {**config, "environment": environment}.items():
-            table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-            self.writer.add_text(title, f"| | |\n|---|---|\n{table}", 0)
-        model = self.state.ema.module  # the EMA's copy is never compiled
-        table = markdown(layers(model, self.state.config.image_shape))
-        self.writer.add_text("layers", table, 0)
-        self.writer.add_text("data", "  \n".join(report(train_set, test_set)), 0)
+    def start(self, name: str, resumed: bool) -> None:
+        """Say what the run is; write it as files and, if it is new, on TensorBoard's first page."""
+        state, (train_set, test_set) = self.state, self.sets
+        rows = layers(state.ema.module, state.config.image_shape)  # never compiled
+        self.say("\n".join(header(state, train_set, test_set, rows[-1], self.run.logs)))
+        self.outputs.json("config.json", asdict(state.config))
+        self.about = self.description(name, rows)
+        self.write_status("running")
+        if resumed:
+            self.outputs.go_back_to(state.step)
+            return
+        environment = {**runs.environment(state.device), "data": train_set.source}
+        self.outputs.json("environment.json", environment)
+        self.writer.add_text("run", page(self.about, environment), 0)
+        self.writer.add_hparams(hparams(self.about, state), METRICS)
         sheet = contact_sheet(train_set)
         self.writer.add_image("data", sheet, 0)
-        save_picture(sheet, self.run.logs / SHEET, self.run.claim)
+        self.outputs.picture(SHEET, sheet)
 
-    def progress_bar(self) -> tqdm:
-        """Of this epoch; disabled without a terminal and on ranks other than 0."""
-        per_epoch = self.state.epochs.steps
-        self.bar = tqdm(
-            total=per_epoch,
-            initial=self.state.step % per_epoch,
-            desc=self.title(),
-            disable=self.state.ranks.no_bar,
-            dynamic_ncols=True,
-        )
+    def description(self, name: str, rows: list[Layer]) -> dict[str, Any]:
+        """What the run is, for run.json."""
+        train_set, test_set = self.sets
+        preset, changed = differences(self.state.config)
+        return {
+            "name": name,
+            "preset": preset,
+            "changed": changed,
+            "class_names": list(train_set.class_names),
+            "data": report(train_set, test_set),
+            "layers": markdown(rows),
+        }
+
+    def write_status(self, status: str) -> None:
+        """run.json: what the run is, and how far."""
+        state = self.state
+        total = state.schedule.total_steps if state.schedule else None
+        progress = {"status": status, "step": state.step, "total_steps": total}
+        self.outputs.json(RUN, {**self.about, **progress})
+
+    def say(self, line: str) -> None:
+        """Print, above the bars where there are any."""
+        with tqdm.external_write_mode():
+            print(line, flush=True)
+
+    def progress_bar(self) -> Progress:
+        """Of the whole run, on rank 0."""
+        silent = self.state.ranks.silent
+        done = self.state.step
+        self.bar = Progress(self.title(), self.total(), "steps", done, silent, stays=True)
         return self.bar
 
     def title(self) -> str:
         """Called before the first step of an epoch, or within it."""
-        schedule, per_epoch = self.state.schedule, self.state.epochs.steps
-        epochs = math.ceil(schedule.total_steps / per_epoch) if schedule else "?"
-        return f"Train :: Epoch: {self.state.step // per_epoch + 1}/{epochs}"
+        per_epoch, total = self.state.epochs.steps, self.total()
+        epochs = math.ceil(total / per_epoch) if total else "?"
+        return f"Train :: Epoch: {max(self.state.step - 1, 0) // per_epoch + 1}/{epochs}"
+
+    def total(self) -> int | None:
+        """Steps of the run; None where it is limited by time and not planned yet."""
+        return self.state.schedule.total_steps if self.state.schedule else None
 
     def add_step(self, result: StepResult) -> None:
         """Buffer the metrics of a step on the device."""
@@ -97,7 +136,7 @@ class Logger:
         self.bar.update()
 
     def write_steps(self, clock: Clock) -> None:
-        """Write the steps noted since the last call, and the throughput."""
+        """Write the steps noted since the last call, the throughput and the memory."""
         steps, ranks = self.steps, self.state.ranks
         values = {
             name: ranks.mean(torch.stack(own)).tolist() if isinstance(own[0], Tensor) else own
@@ -105,67 +144,130 @@ class Logger:
         }
         for name, own in values.items():
             for step, value in zip(steps, own, strict=True):
-                self.writer.add_scalar(f"train/{name}", value, step)
-        speed = len(steps) * self.state.config.train.batch_size / clock.lap()
-        self.writer.add_scalar("train/images_per_s", speed, steps[-1])
+                self.writer.add_scalar(CURVES[name], value, step)
+        self.write_speed(clock.lap() / len(steps))
         norms = zip(steps, values["gradient_norm"], strict=True)
         skipped = [str(step) for step, norm in norms if not math.isfinite(norm)]
         if skipped and ranks.first:
             print(f"train.py: not finite, so skipped: step {', '.join(skipped)}", file=sys.stderr)
-        self.bar.set_postfix_str(f"Loss: {sum(values['loss']) / len(steps):.4f}")
+        loss = sum(values["loss"]) / len(steps)
+        note = f"Loss: {loss:.4f}"
+        if not self.bar.terminal:
+            note += f", {self.last['images_per_s']:,.0f} images/s"
+        self.bar.describe(self.title(), self.total(), note)
+        self.since += values["loss"]
         self.steps, self.values = [], {}
 
-    def write_quartiles(self, epoch_finished: bool) -> None:
-        """The mean loss of each quarter of 1 ... T, over the epoch and all ranks."""
-        sums, ranks = self.state.loss_by_quartile, self.state.ranks
-        for q, (total, count) in enumerate(ranks.sum(sums).tolist(), start=1):
-            if epoch_finished and count:
-                self.writer.add_scalar(f"loss_by_t/quartile_{q}", total / count, self.state.step)
-        if epoch_finished or not ranks.first:
-            sums.zero_()
+    def write_speed(self, step_seconds: float) -> None:
+        """What a step takes."""
+        speed = self.state.config.train.batch_size / step_seconds
+        curves = {"images_per_s": speed, "step_ms": 1000 * step_seconds}
+        if memory := peak_memory(self.state.device):
+            curves["memory_GiB"] = memory / 2**30
+        for name, value in curves.items():
+            self.writer.add_scalar(f"training/{name}", value, self.state.step)
+        self.last |= curves
 
-    def note(self, line: str) -> None:
-        """Print a line that holds for the whole run, and keep it beside the curves."""
-        print(line, flush=True)
-        self.writer.add_text("notes", line, self.state.step)
+    def write_validation(self, found: Validated, scores: Mapping[str, float]) -> None:
+        """Losses, scores, the grid, the strip and the film of the reverse process."""
+        state, step = self.state, self.state.step
+        train_by_t = self.mean_by_quartile()
+        curves = {"held_out": found.losses, "held_out_raw": found.raw}
+        losses = {name: own.mean().item() for name, own in curves.items() if own is not None}
+        for name, value in losses.items():
+            self.writer.add_scalar(f"loss/{name}", value, step)
+        for name, value in scores.items():
+            self.writer.add_scalar(f"score/{name}", value, step)
+        for kind, own in (("train", train_by_t), ("held_out", found.by_quartile)):
+            for q, value in enumerate(own or (), start=1):
+                self.writer.add_scalar(f"timesteps/{kind}_quartile_{q}", value, step)
+        self.last |= losses | scores
+        row = {"step": step, "seconds": state.seconds, "train": mean(self.since)}
+        row |= {name: losses.get(name) for name in curves} | {"held_out_by_t": found.by_quartile}
+        row |= {key: self.last.get(name) for key, name in SPEED.items()}
+        self.outputs.add_to_history(row | ({"score": dict(scores)} if scores else {}))
+        self.since = []
+        self.write_pictures(found)
+        parts = [f"held-out loss {losses['held_out']:.5f}" if losses else "samples drawn"]
+        parts += [f"{name} {value:.3g}" for name, value in scores.items()]
+        self.say(f"Step {step:,}: {', '.join(parts)}")
 
-    def write_validation(self, loss: float | None, samples: list[Tensor]) -> None:
-        """The held-out loss, if there is one, a grid of samples, a strip of the reverse process."""
-        step = self.state.step
-        if loss is not None:
-            self.writer.add_scalar("held_out/loss", loss, step)
-        names = self.class_names if self.state.model.num_classes else ()
-        titles = [name for name, _ in zip(cycle(names), samples[-1], strict=False)]
-        grid = images.grid(samples[-1], titles=titles)
-        self.writer.add_image("samples", grid, step)
-        self.writer.add_image("reverse_process", images.filmstrip([x[:10] for x in samples]), step)
-        save_picture(grid, self.run.logs / f"samples_{step:08d}.png", self.run.claim)
-        found = "samples drawn" if loss is None else f"held-out loss {loss:.5f}"
-        print(f"Step {step}: {found}", flush=True)
+    def gather_quartiles(self) -> None:
+        """Bring the sums of all ranks to the first."""
+        self.state.ranks.sum(self.state.loss_by_quartile)
+        if not self.state.ranks.first:
+            self.state.loss_by_quartile.zero_()
+
+    def mean_by_quartile(self) -> list[float]:
+        """The training loss of each quarter of 1 ... T since the last validation."""
+        sums = self.state.loss_by_quartile
+        means = [total / count if count else math.nan for total, count in sums.tolist()]
+        sums.zero_()
+        return means
+
+    def write_pictures(self, found: Validated) -> None:
+        """In TensorBoard, and as files."""
+        step, preview, states = self.state.step, found.preview, found.states
+        chosen = preview.first_of_each
+        grid = images.grid(states[-1], preview.columns, rows_of=preview.names)
+        strip = images.filmstrip([x[chosen] for x in states])
+        film = images.gif([images.grid(x[chosen], FILM_COLUMNS) for x in states])
+        self.writer.add_image("samples/grid", grid, step)
+        self.writer.add_image("samples/reverse_process", strip, step)
+        self.writer.add_gif("samples/reverse_process_film", film, step)
+        self.outputs.picture(f"samples_{step:08d}.png", grid)
+        self.outputs.picture(STRIP, strip)
+        self.outputs.whole(FILM, film)
 
     def show_schedule(self, clock: Clock) -> None:
         """Print the throughput, once it is known, and the time that is left."""
-        if not self.state.ranks.first:
-            return
-        left = self.state.schedule.total_steps - self.state.step
-        speed = self.state.epochs.batch_size / clock.step_seconds
-        minutes = left * clock.step_seconds / 60
-        self.bar.set_description_str(self.title())
-        self.bar.write(f"{speed:.0f} images/s: {left} more steps, about {minutes:.1f} minutes")
+        if self.state.ranks.first:
+            self.bar.describe(self.title(), self.total(), self.bar.note)
+            self.say(time_left(self.state, clock.step_seconds))
 
     def goodbye(self, stop: StopSignal) -> int:
-        """Print the last step and the command that continues; the exit code."""
-        step, path = self.state.step, self.state.saved
-        if stop.number and not self.state.finished:
-            if path is None:
-                print("Interrupted before the first step; start again with the same command")
-            else:
-                print(
-                    f"Interrupted after step {step}; go on: {command('train.py', '--resume', path)}"
-                )
-            return stop.exit_code
-        print(f"Done after step {step}; draw images: {command('sample.py', '--ckpt', path)}")
-        return 0
+        """Print what became of the run and the command that continues; the exit code."""
+        stopped = stop.number and not self.state.finished
+        if self.state.ranks.first:
+            self.write_status("interrupted" if stopped else "finished")
+            self.writer.end_hparams()
+        print("\n".join(footer(self.state, self.last, stop)), flush=True)
+        return stop.exit_code if stopped else 0
+
+
+def page(about: dict[str, Any], environment: Mapping[str, object]) -> str:
+    """What a run is, in Markdown: TensorBoard's text page."""
+    typed = about["changed"].items()
+    return "\n\n".join(
+        [
+            f"# {about['name'] or 'A run'}: preset {about['preset']}",
+            table("settings that differ from the preset", typed) if typed else "as in the preset",
+            "\n".join(f"- {line}" for line in about["data"]),
+            about["layers"],
+            table("environment", environment.items()),
+        ]
+    )
+
+
+def table(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    """Two columns of Markdown."""
+    return "\n".join([f"| {title} | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows)])
+
+
+def hparams(about: dict[str, Any], state: TrainState) -> dict[str, str | int | float | bool]:
+    """The columns of TensorBoard's table of runs: what they are told apart by."""
+    c, total = state.config, state.schedule and state.schedule.total_steps
+    chosen = {"name": about["name"], "preset": about["preset"], "dataset": c.data.dataset}
+    chosen |= {"prediction": c.diffusion.prediction, "loss": c.diffusion.loss}
+    chosen |= {"optimizer": c.train.optimizer, "lr": c.train.lr, "seed": c.train.seed}
+    chosen |= {"batch_size": c.train.batch_size, "steps": total or 0}
+    typed = {name.removeprefix("--").replace("-", "_"): v for name, v in about["changed"].items()}
+    return {**typed, **chosen}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of no values."""
+    return sum(values) / len(values) if values else None
 
 
 def contact_sheet(train_set: ImageSet) -> Tensor:
@@ -179,15 +281,5 @@ def contact_sheet(train_set: ImageSet) -> Tensor:
 def save_contact_sheet(train_set: ImageSet, folder: Path) -> str:
     """Write it, and say where it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_picture(contact_sheet(train_set), folder / SHEET)
+    Outputs(folder).picture(SHEET, contact_sheet(train_set))
     return f"images as the network gets them: {folder / SHEET}"
-
-
-def save_picture(picture: Tensor, path: Path, claim: Claim | None = None) -> None:
-    """Write a PNG; what cannot be written is a warning, not the end of the run."""
-    try:
-        if claim:
-            claim.check()
-        images.save_png(picture, path)
-    except OSError as e:
-        print(f"warning: cannot write {e.filename}: {e.strerror}", file=sys.stderr)

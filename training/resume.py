@@ -12,6 +12,7 @@ from utils import checkpoint, runs
 
 # Settings that cannot change a weight.
 HARMLESS = {"checkpoint_activations", "data_root", "save_minutes"}
+HARMLESS |= {"eval_every", "score_every", "score_images", "keep", "keep_ema"}
 HARMLESS |= {f.name for f in fields(SampleConfig)}
 # Settings that must not change: the weights would not load, or lose their meaning.
 FIXED = {f.name for f in fields(ModelConfig)} - {"dropout"}

@@ -1,13 +1,12 @@
 """From the command line to configuration and data: what train.py does before its first step."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config import PRESETS, Config, ConfigError, Parser, flag, shown
+from config import FROM_DATA, PRESETS, Config, ConfigError, Parser, flag, presets, shown
 from data import (
     DataNotFound,
     DataOptions,
@@ -24,10 +23,8 @@ from training.state import TrainState, build
 from utils.devices import main_memory
 from utils.distributed import Ranks
 
-CACHE = "cache"  # under the run root: decoded images
+CACHE, CLASSIFIERS = "cache", "classifiers"  # under the run root: decoded images, extractors
 COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
-# Values that the data set fills in.
-FROM_DATA = {"num_classes": -1, "image_size": (0, 0), "image_channels": 0}
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,14 @@ class Args:
     dry_run: bool
     prove_resume: bool
     replay: int | None
+    name: str
     may_substitute: bool  # `digits` where MNIST is absent and --dataset was not typed
     argv: list[str]
 
 
 def parse_args(argv: list[str] | None, description: str) -> Args:
     """The preset, or the resumed run's configuration, with the typed flags on top; checked."""
-    parser = Parser(prog="train.py", description=description)
+    parser = Parser(prog="train.py", description=f"{description}\n{presets()}")
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from [mnist]")
     parser.add_argument(
         "--resume",
@@ -57,7 +55,11 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     )
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, layers, data; exit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print settings, layers, data, and what the run would take; exit",
+    )
     parser.add_argument(
         "--prove-resume", action="store_true", help="train, kill, resume, compare; exit"
     )
@@ -67,7 +69,8 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         metavar="STEP",
         help="with --resume: recompute this step, print it; exit",
     )
-    own, typed = parser.parse(argv, list(vars(PRESETS["mnist"]).values()))
+    shown_preset = PRESETS.get(parser.wants_help(argv, "--preset"), PRESETS["mnist"])
+    own, typed = parser.parse(argv, list(vars(shown_preset).values()))
     if own["preset"] and own["resume"]:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
     if own["resume"] and "init_from" in typed:
@@ -93,6 +96,7 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         pretrained=pretrained,
         **{name: own[name] for name in names},
         may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
+        name="",
         argv=sys.argv[1:] if argv is None else argv,
     )
 
@@ -166,7 +170,7 @@ def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
             check = partial(check_data, config)
             loading = Loading(
                 args.run_root / CACHE,
-                ranks.no_bar,
+                ranks.silent,
                 check,
                 size_multiple=config.model.size_multiple,
                 digests=recorded.get("digests"),
@@ -216,12 +220,6 @@ SUBSTITUTE = """
 !!! Training goes on with `digits` INSTEAD: digits drawn by this program, which are NOT MNIST.
 !!! The run's configuration and checkpoints say so. To insist on MNIST: --dataset mnist
 """
-
-
-def few_images(state: TrainState) -> Iterator[str]:
-    """What a small data set changes, a line each."""
-    if state.epochs.passes > 1:
-        yield f"An epoch is {state.epochs}"
 
 
 def describe(state: TrainState) -> str:

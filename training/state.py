@@ -14,6 +14,7 @@ from data import ImageSet
 from diffusion import GaussianDiffusion, make_diffusion
 from models import PowerEMA, UNet, check_size
 from training.optim import OPTIMIZERS, LRSchedule
+from training.plan import Validations
 from training.pretrained import Pretrained
 from training.resume import Resumed
 from utils import checkpoint
@@ -28,7 +29,7 @@ COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays of
 class Epochs:
     """How the global steps 1, 2, ... are divided into epochs of one or more passes over the images.
 
-    An epoch ends with validation and a checkpoint, which cost the same for few images: hence at
+    Over few images it takes several, so that --epochs means much the same work for any set: at
     least min_images images. Where a pass ends within a batch, the next one fills it.
     """
 
@@ -85,9 +86,12 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     epochs: Epochs
     ranks: Ranks
+    validations: Validations
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
+    seconds: float = 0.0  # that the run has taken up to this step, over all resumes
     best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
+    best_score: dict[str, float] | None = None  # step and fid_classifier of the lowest one
     x0_error: Tensor | None = None  # of the EMA weights by t, (T + 1,), where it was measured
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
@@ -115,7 +119,8 @@ class TrainState:
                 group["initial_lr"] = group["lr"]
         ema = PowerEMA(model, c.ema_power, c.ema_decay)
         epochs = Epochs(images, c.batch_size, c.min_epoch_images)
-        state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks)
+        validations = Validations.of(config)
+        state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks, validations)
         state.skipped = state.skipped.to(device)
         state.loss_by_quartile = state.loss_by_quartile.to(device)
         if not c.max_minutes:
@@ -138,8 +143,13 @@ class TrainState:
         return self.step >= (self.schedule.total_steps if self.schedule else limit)
 
     @property
-    def epoch_finished(self) -> bool:
-        return self.finished or self.step % self.epochs.steps == 0
+    def validation_due(self) -> bool:
+        return self.finished or self.validations.due(self.step)
+
+    @property
+    def score_due(self) -> bool:
+        last = self.finished and self.config.train.score_every
+        return bool(last or self.validations.score_due(self.step))
 
     @property
     def lr(self) -> float:
@@ -176,9 +186,11 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scheduler": self.schedule and asdict(self.schedule),
+            "seconds": self.seconds,
             "best": self.best,
+            "best_score": self.best_score,
             "changes": self.changes,
-            "x0_error": self.x0_error if self.epoch_finished else None,  # else stale
+            "x0_error": self.x0_error if self.validation_due else None,  # else stale
             "by_quarter": self.loss_by_quartile,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
@@ -200,6 +212,7 @@ class TrainState:
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{path} does not fit its configuration: optimizer: {e}") from e
         self.step, self.best, self.saved = ckpt["step"], ckpt["best"], path
+        self.seconds, self.best_score = ckpt.get("seconds", 0.0), ckpt.get("best_score")
         self.changes = list(ckpt.get("changes", []))
         if self.ranks.first:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))

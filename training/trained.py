@@ -200,8 +200,9 @@ def open_checkpoint(
 ) -> OpenCheckpoint:
     """Load a checkpoint, apply overrides. Raises CheckpointError, ConfigError."""
     path = checkpoint.find(where, Path(run_root))
-    content = checkpoint.load(path)
-    del content["model"], content["optimizer"]  # most of its memory; sampling needs neither
+    content = checkpoint.load(path, parts=checkpoint.SAMPLING)
+    for part in checkpoint.TRAINING:  # most of its memory
+        content.pop(part, None)
     config = Config.from_dict(content["config"]).override(**typed)
     config.check()
     config.check_sampling(typed)

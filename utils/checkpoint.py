@@ -23,6 +23,8 @@ from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
 PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
+TRAINING = frozenset({"model", "optimizer"})  # what sampling does without
+SAMPLING = tuple(part for part in PARTS if part not in TRAINING)
 # What training computed: a run that was interrupted and resumed has it bit for bit.
 RESULT = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
 RESULT += ("by_quarter",)
@@ -140,6 +142,11 @@ def filename(step: int) -> str:
     return f"step_{step:08d}.pt"
 
 
+def ema_filename(step: int) -> str:
+    """The file name of the EMA weights alone."""
+    return f"ema_{step:08d}.pt"
+
+
 def steps(folder: Path) -> dict[int, Path]:
     """The checkpoints in a folder by step, rising."""
     found = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("*")]
@@ -207,10 +214,10 @@ def find(where: str | Path, root: Path) -> Path:
     return path
 
 
-def prune(folder: Path, best_step: int | None, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one."""
+def prune(folder: Path, best: Collection[int], keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints and those of the best steps."""
     taken = steps(folder)
     for step in list(taken)[:-keep]:
-        if step != best_step:
+        if step not in best:
             with suppress(OSError):  # what cannot be deleted only takes space
                 taken[step].unlink()

@@ -4,6 +4,7 @@ import ctypes
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -90,6 +91,30 @@ def main_memory() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):
         return math.inf
+
+
+def device_name(device: torch.device) -> str:
+    """What computes: the GPU, or the CPU with its vector instructions and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    return str(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that the process has taken at most, of the GPU's memory or else of the main one.
+
+    None where Python cannot tell, as on Windows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

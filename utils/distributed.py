@@ -40,9 +40,9 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def no_bar(self) -> bool | None:
-        """For tqdm's ``disable``: the first rank has a bar where its output is a terminal."""
-        return None if self.first else True
+    def silent(self) -> bool:
+        """Whether this process shows no progress, as another one does."""
+        return not self.first
 
     def share(self, rows: Tensor) -> Tensor:
         """This rank's rows; the first ranks have one more where they cannot be shared evenly."""

@@ -1,5 +1,6 @@
 """Batches in [-1, 1] as pictures."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from utils.files import whole_file
 GAP, GAP_GREY = 2, 64  # pixels between the images of a grid, and how bright they are
 TITLE, TITLE_GREY = 12, 220  # height of a line of titles
 MOST_COLUMNS = 16  # with a class in each
+LONGEST = 24  # characters of a name at the left of a row
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -27,10 +29,16 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid(x: Tensor, columns: int | None = None, titles: Sequence[str] = ()) -> Tensor:
+def grid(
+    x: Tensor,
+    columns: int | None = None,
+    titles: Sequence[str] = (),
+    rows_of: Sequence[str] = (),
+) -> Tensor:
     """Tile (B, C, H, W) in [-1, 1], C 1, 3 or 4, into one uint8 picture (3, H', W').
 
     titles: of every image, such as its class; written once above a column where they agree.
+    rows_of: what each row holds, written at its left.
     Transparency is composed over the gap's grey. torchvision.utils.make_grid tiles too, but
     importing it takes a second.
     """
@@ -41,7 +49,10 @@ def grid(x: Tensor, columns: int | None = None, titles: Sequence[str] = ()) -> T
     tiles = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, empty), value=GAP_GREY)
     tiles = tiles.unflatten(0, (rows, columns))  # (rows, columns, 3, H + GAP, W + GAP)
     lines = list(tiles.permute(0, 2, 3, 1, 4).flatten(3))  # (3, H + GAP, columns (W + GAP)) each
-    if titles:
+    if rows_of:
+        lines[0] = torch.cat([row_titles(rows_of, tiles.shape[-2]), torch.cat(lines, dim=1)], dim=2)
+        del lines[1:]
+    elif titles:
         words = [titles[row * columns : (row + 1) * columns] for row in range(rows)]
         once = all(list(own) == list(words[0][: len(own)]) for own in words)
         above = [title_line(own, tiles.shape[-1], columns) for own in words[: 1 if once else None]]
@@ -76,6 +87,19 @@ def title_line(titles: Sequence[str], width: int, columns: int) -> Tensor:
     return torch.from_numpy(np.array(line)).expand(3, -1, -1)
 
 
+def row_titles(names: Sequence[str], height: int) -> Tensor:
+    """Names below each other, a row of this height each: uint8 (3, rows * height, widest)."""
+    font = ImageFont.load_default()
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026" for name in names]
+    width = math.ceil(max(map(font.getlength, shown))) + 4 * GAP
+    column = Image.new("L", (width, len(names) * height), GAP_GREY)
+    draw = ImageDraw.Draw(column)
+    for i, name in enumerate(shown):
+        at = (width - 2 * GAP - font.getlength(name), i * height + (height - TITLE) / 2)
+        draw.text(at, name, TITLE_GREY, font)
+    return torch.from_numpy(np.array(column)).expand(3, -1, -1)
+
+
 def over_grey(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W) as RGB; of four channels the last is opacity."""
     if images.shape[1] < 4:
@@ -97,13 +121,14 @@ def save_png(picture: Tensor, path: str | Path) -> None:
         to_pil(picture).save(file, "PNG")
 
 
-def save_gif(pictures: Sequence[Tensor], path: str | Path, seconds: float = 4.0) -> None:
-    """Write uint8 pictures (3, H, W) as an endless animation that rests on its last frame."""
+def gif(pictures: Sequence[Tensor], seconds: float = 4.0) -> bytes:
+    """uint8 pictures (3, H, W) as an endless animation that rests on its last frame."""
     frames: list[Image.Image] = [to_pil(p).convert("L" if grey(p) else "P") for p in pictures]
     times = [max(20, round(1000 * seconds / len(frames)))] * (len(frames) - 1) + [1500]
     film = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
-    with whole_file(path) as file:
-        frames[0].save(file, "GIF", **film)
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", **film)
+    return content.getvalue()
 
 
 def to_pil(picture: Tensor) -> Image.Image:

@@ -123,9 +123,14 @@ class StopSignal:
 
 
 def command(script: str, *words: object) -> str:
+    """A command line that runs one of the scripts."""
+    return shell("python", script, *words)
+
+
+def shell(*words: object) -> str:
     """A command line to be pasted into a shell, whatever characters the paths have."""
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join(["python", script, *map(str, words)])
+    return join(map(str, words))
 
 
 class Steady:

@@ -39,23 +39,36 @@ class Run:
     checkpoints: Path
     claim: Claim | None = field(default=None, compare=False)  # of the one that may write to them
 
-    def save(self, state: Any, notes: Mapping[str, Any], keep: int = 2) -> None:
+    def save(self, state: Any, notes: Mapping[str, Any]) -> None:
         """Write a checkpoint; then delete all but the newest few and the best.
 
         StoppedError where it cannot be written, or where these folders are another run's by now.
         """
         path = self.checkpoints / checkpoint.filename(state.step)
+        self.write(path, {**state.state_dict(), **notes}, state)
+        state.saved, keep = path, state.config.train.keep
+        best = [found["step"] for found in (state.best, state.best_score) if found]
+        if keep:
+            checkpoint.prune(self.checkpoints, best, keep)
+
+    def save_ema(self, state: Any, notes: Mapping[str, Any]) -> None:
+        """With --keep-ema, write the EMA weights alone: what sampling needs of a checkpoint."""
+        if state.config.train.keep_ema:
+            content = {**state.state_dict(), **notes}
+            content = {name: content[name] for name in content.keys() - checkpoint.TRAINING}
+            self.write(self.checkpoints / checkpoint.ema_filename(state.step), content, state)
+
+    def write(self, path: Path, content: Mapping[str, Any], state: Any) -> None:
+        """Into a folder that is this run's, before and after."""
         try:
             self.claim.check()
-            checkpoint.save(path, {**state.state_dict(), **notes})
+            checkpoint.save(path, content)
             self.claim.check()
         except checkpoint.CheckpointError as e:
             raise StoppedError(f"{e}; {last_good(state.saved)}") from e
         except OSError as e:
             reason = f"cannot write {path}: {e.strerror}"
             raise StoppedError(f"{reason}; {last_good(state.saved)}") from e
-        state.saved = path
-        checkpoint.prune(self.checkpoints, state.best and state.best["step"], keep)
 
     def go_back_to(self, step: int) -> None:
         """Rename later checkpoints: their steps will be trained again."""
@@ -130,6 +143,13 @@ def versions(root: Path) -> list[int]:
     """The numbers taken in either tree, rising."""
     names = [path.name for path in root.glob("*/version_*")]
     return sorted({int(m[1]) for name in names if (m := re.fullmatch(r"version_(\d+)", name))})
+
+
+def upcoming(root: Path, resumed: Path | None) -> Path:
+    """The logs of the run that comes next, which is not made: the resumed one's, or a new one's."""
+    if resumed and is_in_run(resumed):
+        return run_of(resumed).logs
+    return run_at(root, max(versions(root), default=-1) + 1).logs
 
 
 def run_at(root: Path, number: int) -> Run:

@@ -1,0 +1,41 @@
+"""history.jsonl: what every validation of a run found, a JSON object a line.
+
+What report.html and ``evaluate.py --compare`` read; it needs no TensorBoard. The keys: step,
+seconds (of training), train (mean training loss since the last line), held_out, held_out_raw,
+held_out_by_t (four numbers), images_per_s, memory_gib and, where samples were scored, score.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+HISTORY = "history.jsonl"
+
+
+def line_of(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSON: six digits, and null for NaN and infinity, which JSON lacks."""
+    return (json.dumps(rounded(row)) + "\n").encode()
+
+
+def rounded(value: Any) -> Any:
+    """A value, or all that a list or dict of them holds."""
+    if isinstance(value, dict):
+        return {name: rounded(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [rounded(own) for own in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's logs; none without the file. What a crash cut short is left out."""
+    path, rows = folder / HISTORY, []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
