@@ -94,7 +94,7 @@ def test_tensorboard_shows_every_panel(few_digits):
         *(f"timesteps/{kind}_quartile_{q}" for kind in ("train", "held_out") for q in (1, 2, 3, 4)),
     } <= set(tags["scalars"])
     assert set(tags["images"]) == {
-        "data", "samples/grid", "samples/reverse_process", "samples/reverse_process_film"
+        "training_images", "samples/grid", "samples/reverse_process", "samples/reverse_process_film"
     }  # fmt: skip
     assert set(tags["tensors"]) == {"run/text_summary"}  # one page
     assert [e.step for e in curves(few_digits).Scalars("loss/train")] == list(range(1, 11))

@@ -75,10 +75,10 @@ class Logger:
             return
         environment = {**runs.environment(state.device), "data": train_set.source}
         self.outputs.json("environment.json", environment)
-        self.writer.add_text("run", page(self.about, environment), 0)
+        self.writer.add_text("run", page(self.run.logs.name, self.about, environment), 0)
         self.writer.add_hparams(hparams(self.about, state), METRICS)
         sheet = contact_sheet(train_set)
-        self.writer.add_image("data", sheet, 0)
+        self.writer.add_image("training_images", sheet, 0)
         self.outputs.picture(SHEET, sheet)
 
     def description(self, name: str, rows: list[Layer]) -> dict[str, Any]:
@@ -235,12 +235,13 @@ class Logger:
         return stop.exit_code if stopped else 0
 
 
-def page(about: dict[str, Any], environment: Mapping[str, object]) -> str:
+def page(version: str, about: dict[str, Any], environment: Mapping[str, object]) -> str:
     """What a run is, in Markdown: TensorBoard's text page."""
     typed = about["changed"].items()
+    name = f"{about['name']} ({version})" if about["name"] else version
     return "\n\n".join(
         [
-            f"# {about['name'] or 'A run'}: preset {about['preset']}",
+            f"# {name}: preset {about['preset']}",
             table("settings that differ from the preset", typed) if typed else "as in the preset",
             "\n".join(f"- {line}" for line in about["data"]),
             about["layers"],
@@ -256,13 +257,12 @@ def table(title: str, rows: Iterable[tuple[str, object]]) -> str:
 
 def hparams(about: dict[str, Any], state: TrainState) -> dict[str, str | int | float | bool]:
     """The columns of TensorBoard's table of runs: what they are told apart by."""
-    c, total = state.config, state.schedule and state.schedule.total_steps
-    chosen = {"name": about["name"], "preset": about["preset"], "dataset": c.data.dataset}
-    chosen |= {"prediction": c.diffusion.prediction, "loss": c.diffusion.loss}
-    chosen |= {"optimizer": c.train.optimizer, "lr": c.train.lr, "seed": c.train.seed}
-    chosen |= {"batch_size": c.train.batch_size, "steps": total or 0}
+    c = state.config.train
     typed = {name.removeprefix("--").replace("-", "_"): v for name, v in about["changed"].items()}
-    return {**typed, **chosen}
+    chosen = {"name": about["name"], "preset": about["preset"]}
+    chosen |= {"dataset": state.config.data.dataset, "seed": c.seed}
+    chosen |= {"batch_size": c.batch_size, "lr": c.lr}
+    return {k: v for k, v in (typed | chosen).items() if k != "data_root"}
 
 
 def mean(values: Sequence[float]) -> float | None:
