@@ -73,7 +73,10 @@ def test_a_run_is_found_by_its_paths_too(root):
     assert runs.find_logs("latest", root) == root / "Inference" / "version_4"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": 3}', '{"names": "a"}', "[" * 10_000])
+NAMELESS = ["", "{", "[]", '{"name": 3}', '{"names": "a"}', '{"name": "../a"}', "[" * 10_000]
+
+
+@pytest.mark.parametrize("content", NAMELESS)
 def test_a_run_without_a_name_is_called_by_its_version(tmp_path, content):
     logs = write_run(tmp_path, 7, "first")
     assert label(logs) == "first (version_7)"  # control

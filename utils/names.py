@@ -20,14 +20,20 @@ class RunNameError(InputError):
 
 def check_name(name: Any) -> str:
     """The name, where a run can have it. Raises RunNameError."""
-    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+    if isinstance(name, str) and re.fullmatch(TAKEN, name):
+        raise RunNameError(f"--name must not be {name}, which means a run already")
+    if not is_name(name):
         raise RunNameError(
             "--name takes 1 to 64 letters, digits, '.', '-' and '_', the first a letter or digit, "
             f"got {name!r}"
         )
-    if re.fullmatch(TAKEN, name):
-        raise RunNameError(f"--name must not be {name}, which means a run already")
     return name
+
+
+def is_name(name: Any) -> bool:
+    """Whether a run can have this name, which is then part of a path, too."""
+    fits = isinstance(name, str) and re.fullmatch(NAME, name)
+    return bool(fits and not re.fullmatch(TAKEN, name))
 
 
 def version_of(word: str, root: Path) -> str | None:
@@ -38,7 +44,7 @@ def version_of(word: str, root: Path) -> str | None:
     if match := re.fullmatch(VERSION, word):
         folder = f"version_{match[1]}"
         return folder if any(root.glob(f"*/{folder}")) else None
-    if not re.fullmatch(NAME, word):
+    if not is_name(word):
         return None
     found = sorted(path.name for path in root.glob("Inference/version_*") if name_of(path) == word)
     if len(found) > 1:
@@ -53,9 +59,9 @@ def label(logs: Path) -> str:
 
 
 def name_of(logs: Path) -> str:
-    """The name in the log folder of a run; "" where it has none."""
+    """The name in the log folder of a run; "" where it has none, or none that it can have."""
     with suppress(OSError, ValueError, RecursionError):
         record = json.loads((logs / RECORD).read_bytes())
-        if isinstance(record, dict) and isinstance(record.get("name"), str):
+        if isinstance(record, dict) and is_name(record.get("name")):
             return record["name"]
     return ""
