@@ -3,6 +3,7 @@
 python evaluate.py --ckpt latest
 python evaluate.py --ckpt latest --num 1000 --only scores
 python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
+python evaluate.py --compare my-first my-second
 """
 
 import re
@@ -27,6 +28,7 @@ from config import ConfigError, Parser, flag
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
+from evaluation.compare import compare_runs, folder_name, read_runs
 from evaluation.features import (
     MAX_REAL,
     FeatureExtractor,
@@ -38,10 +40,12 @@ from evaluation.features import (
 from evaluation.floor import proportional_labels
 from evaluation.memorization import memorization
 from evaluation.record import Section, write_sections
+from evaluation.recorded import Recorded
+from evaluation.report import write_report
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
-from sample import CommonArgs, add_flags, choices, common, parse, share_of_images
+from sample import CKPT, CommonArgs, add_flags, choices, common, parse, share_of_images
 from training.setup import CACHE, CLASSIFIERS, data_options
 from training.trained import TrainedModel, open_checkpoint
 from utils import runs
@@ -66,6 +70,15 @@ class Args(CommonArgs):
     all_terms: bool
     folder: Path  # of metrics.json and nearest_pairs.png
     inception: Path | None  # file of the weights
+    report: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The checked command line of --compare."""
+
+    runs: dict[str, Recorded]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,11 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def run(args: Args) -> int:
-    """Run on one device, or as one rank of a torchrun job."""
+def run(args: Args | Comparison) -> int:
+    """Compare runs; or evaluate on one device, or as one rank of a torchrun job."""
+    if isinstance(args, Comparison):
+        compare_runs(args.runs, args.folder)
+        return 0
     device = pick_device(args.device)
     tune(device)
     with joined(device) as ranks:
@@ -133,6 +149,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if {"held-out", "bits"} & set(args.only):
         found |= likelihoods(e)
     write_sections(args.folder / "metrics.json", found, of)
+    if args.report:
+        print(write_report(args.folder))
 
 
 def check_output(folder: Path) -> None:
@@ -261,9 +279,17 @@ def likelihoods(e: Evaluation) -> dict[str, Any]:
     return found
 
 
-def parse_args(argv: list[str] | None) -> Args:
-    """The command line, checked against the checkpoint it names."""
+def parse_args(argv: list[str] | None) -> Args | Comparison:
+    """The command line, checked against the checkpoint or the runs it names."""
     parser = Parser(prog="evaluate.py", description=__doc__)
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--ckpt", help=CKPT)
+    subject.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="RUN",
+        help="compare runs, by name, number or path: settings, curves, scores",
+    )
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
     parser.add_argument("--skip-damaged", action="store_true", help="leave out damaged files")
@@ -280,7 +306,10 @@ def parse_args(argv: list[str] | None) -> Args:
     parser.add_argument(
         "--inception", type=Path, help="file of the Inception weights, for the standard FID"
     )
+    parser.add_argument("--report", action="store_true", help="then write the run's report.html")
     own, typed = parse(parser, argv)
+    if own["compare"]:
+        return comparison(parser, own, typed)
     only = choices("only", own["only"], SECTIONS)
     for name, part in (("samplers", "scores"), ("all_terms", "bits"), ("inception", "scores")):
         if own[name] and part not in only:
@@ -299,9 +328,30 @@ def parse_args(argv: list[str] | None) -> Args:
         config = opened.config.override(sampler=name, steps=int(steps))
         config.check_sampling(())
         samplers[spec] = Sampler(**asdict(config.sample))
-    flags = {name: own[name] for name in ("all_terms", "inception")}
+    flags = {name: own[name] for name in ("all_terms", "inception", "report")}
     folder = own["out"] or runs.logs_of(opened.path)
+    check_report(own, opened.path)
     return Args(**common(opened, own), samplers=samplers, only=only, folder=folder, **flags)
+
+
+def comparison(parser: Parser, own: dict[str, Any], typed: dict[str, Any]) -> Comparison:
+    """What --compare names; ConfigError for flags that have no effect on it."""
+    idle = own.keys() - {"compare", "run_root", "out"}
+    idle = typed.keys() | {name for name in idle if own[name] != parser.get_default(name)}
+    if idle:
+        raise ConfigError(f"{', '.join(map(flag, sorted(idle)))}: no effect on --compare")
+    found = read_runs([runs.find_logs(word, own["run_root"]) for word in own["compare"]])
+    folder = own["out"] or own["run_root"] / "comparisons" / folder_name(found)
+    check_output(folder)
+    return Comparison(found, folder)
+
+
+def check_report(own: dict[str, Any], path: Path) -> None:
+    """ConfigError where --report would not show the metrics of this call."""
+    if own["report"] and own["out"]:
+        raise ConfigError("--report shows the metrics in the run's folder: leave out --out")
+    if own["report"] and not runs.is_in_run(path):
+        raise ConfigError(f"--report needs the folder of a run, which {path} does not lie in")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from utils.progress import Progress
 __all__ = ["TrainedModel", "load"]
 
 FORMATS = ("grid", "png", "gif", "npz")
+CKPT = "checkpoint file, version folder, number or name of a run, or latest"  # help of the flag
 FRAMES = 100  # of an animation, at most
 
 
@@ -188,13 +189,12 @@ def parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | N
 
 
 def add_flags(parser: Parser, num: int) -> None:
-    """The flags of CommonArgs."""
-    parser.add_argument("--ckpt", required=True, help="checkpoint file, version folder, or latest")
+    """The flags of CommonArgs but --ckpt."""
     parser.add_argument(
         "--run-root",
         type=Path,
         default=RUN_ROOT,
-        help="folder that `latest` refers to [%(default)s]",
+        help="folder of the runs that names and `latest` refer to [%(default)s]",
     )
     parser.add_argument("--num", type=int, default=num, help="images to draw [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
@@ -259,6 +259,7 @@ def choices(name: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 def parse_args(argv: list[str] | None) -> Args:
     """The command line, checked against the checkpoint it names."""
     parser = Parser(prog="sample.py", description=__doc__)
+    parser.add_argument("--ckpt", required=True, help=CKPT)
     add_flags(parser, num=NUM)
     parser.add_argument(
         "--classes", help="7, 0-9, 3,1,4 or cat,dog, repeated up to --num [all classes]"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data import ImageSet, ReadError, report
 from evaluation.during import Scorer
+from evaluation.report import write_report
 from training import resume
 from training.clock import Clock
 from training.logger import Logger, save_contact_sheet
@@ -118,7 +119,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 if ranks.first:
                     run.save(state, notes)
                 clock.go_on()
-        return logger.goodbye(stop)
+        return logger.goodbye(stop, write_report)
 
 
 def forecast(args: Args, state: TrainState, train_set: ImageSet) -> list[str]:

@@ -192,7 +192,7 @@ def configured(train_flags: str) -> Config:
 def accept(train_flags: str, sample_flags: str) -> None:
     parser = Parser()
     add_flags(parser, num=1)
-    _, typed = parse(parser, ["--ckpt", "x", *sample_flags.split()])
+    _, typed = parse(parser, sample_flags.split())
     config = configured(train_flags).override(**typed)
     config.check()
     config.check_sampling(typed)

@@ -30,7 +30,7 @@ VALUES = [
 OPTIONS = {
     train: [
         *(f"--{n.replace('_', '-')}" for s in vars(PRESETS["mnist"]).values() for n in vars(s)),
-        *("--preset", "--resume", "--run-root", "--device", "--replay", "--unknown"),
+        *("--preset", "--resume", "--run-root", "--device", "--replay", "--name", "--unknown"),
     ],
     sample: [
         *("--ckpt", "--run-root", "--num", "--classes", "--seed", "--batch-size", "--device"),
@@ -49,7 +49,8 @@ OPTIONS = {
             "--variance",
             "--eta",
         ),
-        *("--guidance", "--guidance-interval", "--clip", "--unknown"),
+        *("--guidance", "--guidance-interval", "--clip", "--report", "--compare"),
+        "--unknown",
     ],
 }
 HOURS = ("--num", "1000000")  # a wish, and no nonsense

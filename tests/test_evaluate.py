@@ -141,6 +141,26 @@ def test_a_part_measured_later_stands_beside_the_first(measure, trained, capsys)
     assert "kept: held_out (of step 12)" in capsys.readouterr().out
 
 
+def test_a_report_is_written_after_the_metrics(trained, measure):
+    logs = trained / "Inference/version_0"
+    measure("--only", "held-out")
+    assert not (logs / "report.html").exists()  # control
+    out, found = measure("--only", "held-out", "--report")
+    assert out.splitlines()[-1] == str(logs / "report.html")
+    page = (logs / "report.html").read_text(encoding="utf-8")
+    assert f"{found['held_out']['all']['loss']:.4g}" in page
+    (logs / "report.html").unlink()
+
+
+def test_a_report_needs_the_folder_of_a_run(trained, tmp_path, capsys):
+    original = checkpoint.find("version_0", trained)
+    copy = shutil.copy(original, tmp_path / "mine.pt")
+    for argv in (["--ckpt", str(copy)], ["--ckpt", str(original), "--out", str(tmp_path / "out")]):
+        assert evaluate.main([*argv, "--report", "--only", "held-out"]) == 2
+        assert "--report" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
+
+
 def test_inception_features_stand_beside_those_of_the_classifier(extractor):
     """Of a network that stands for it: its distances have columns of their own."""
     images = digits(0, 200)

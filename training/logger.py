@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from training.state import TrainState
 from training.validate import Validated
 from utils import images, runs
 from utils.devices import peak_memory
+from utils.names import RECORD
 from utils.process import StopSignal
 from utils.progress import Progress
 from utils.runs import Run
@@ -31,7 +32,6 @@ from utils.seeding import permutation
 SHEET, SHEET_IMAGES, SHEET_COLUMNS = "data.png", 64, 8  # the contact sheet of the training images
 STRIP, FILM = "reverse_process.png", "reverse_process.gif"  # of the newest validation
 FILM_COLUMNS = 5
-RUN = "run.json"
 CURVES = {"loss": "loss/train", "gradient_norm": "training/gradient_norm", "lr": "training/lr"}
 METRICS = ("loss/held_out", "score/fid_classifier", "score/accuracy")  # of the table of runs
 SPEED = {"images_per_s": "images_per_s", "memory_gib": "memory_GiB"}  # in history.jsonl
@@ -99,7 +99,7 @@ class Logger:
         state = self.state
         total = state.schedule.total_steps if state.schedule else None
         progress = {"status": status, "step": state.step, "total_steps": total}
-        self.outputs.json(RUN, {**self.about, **progress})
+        self.outputs.json(RECORD, {**self.about, **progress})
 
     def say(self, line: str) -> None:
         """Print, above the bars where there are any."""
@@ -225,12 +225,16 @@ class Logger:
             self.bar.describe(self.title(), self.total(), self.bar.note)
             self.say(time_left(self.state, clock.step_seconds))
 
-    def goodbye(self, stop: StopSignal) -> int:
-        """Print what became of the run and the command that continues; the exit code."""
+    def goodbye(self, stop: StopSignal, report: Callable[[Path], Path]) -> int:
+        """Print what became of the run and the command that continues; the exit code.
+
+        report: writes the report of a run into its logs.
+        """
         stopped = stop.number and not self.state.finished
         if self.state.ranks.first:
             self.write_status("interrupted" if stopped else "finished")
             self.writer.end_hparams()
+            self.outputs.attempt(lambda: print(f"report: {report(self.run.logs)}"))
         print("\n".join(footer(self.state, self.last, stop)), flush=True)
         return stop.exit_code if stopped else 0
 

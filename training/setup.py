@@ -22,6 +22,7 @@ from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
 from utils.devices import main_memory
 from utils.distributed import Ranks
+from utils.names import check_name
 
 CACHE, CLASSIFIERS = "cache", "classifiers"  # under the run root: decoded images, extractors
 COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
@@ -39,9 +40,9 @@ class Args:
     dry_run: bool
     prove_resume: bool
     replay: int | None
-    name: str
     may_substitute: bool  # `digits` where MNIST is absent and --dataset was not typed
     argv: list[str]
+    name: str  # of the run; "": none
 
 
 def parse_args(argv: list[str] | None, description: str) -> Args:
@@ -51,8 +52,9 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     parser.add_argument(
         "--resume",
         metavar="PATH",
-        help="checkpoint, version folder, latest; auto: latest intact, or start",
+        help="checkpoint, version folder, name, latest; auto: latest intact, or start",
     )
+    parser.add_argument("--name", help="name of the run, by which --ckpt and tables know it")
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
@@ -81,6 +83,7 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     stored = Config.from_dict(resumed.ckpt["config"]) if resumed else preset
     config = amend(stored, typed, resumed is not None)
     check(config, typed)
+    name = run_name(own["name"], resumed)
     check_replay(own["replay"], resumed)
     if resumed:
         changes = changed_settings(resumed.path, stored, config)
@@ -96,8 +99,8 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         pretrained=pretrained,
         **{name: own[name] for name in names},
         may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
-        name="",
         argv=sys.argv[1:] if argv is None else argv,
+        name=name,
     )
 
 
@@ -136,6 +139,14 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError(
             f"{parameters:,} parameters do not fit into memory: use a smaller network"
         )
+
+
+def run_name(typed: str | None, resumed: Resumed | None) -> str:
+    """The typed name, that of the resumed run, or none. RunNameError for one that cannot be."""
+    if typed is not None:
+        return check_name(typed)
+    stored = resumed.ckpt.get("name") if resumed else None
+    return check_name(stored) if stored else ""
 
 
 def check_replay(step: int | None, resumed: Resumed | None) -> None:

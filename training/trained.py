@@ -141,10 +141,10 @@ class TrainedModel(DiffusionModel):
 def load(
     where: str | Path = "latest", run_root: str | Path = RUN_ROOT, device: str = "auto"
 ) -> TrainedModel:
-    """The model of a checkpoint file, a version folder, or ``latest`` under the run root.
+    """The model of a checkpoint file, a version folder, a run's name, or ``latest``.
 
-    device: auto, cpu, cuda or cuda:N. Raises CheckpointError, ConfigError, DeviceError: all are
-    InputError.
+    run_root: where names are looked up. device: auto, cpu, cuda or cuda:N. Raises CheckpointError,
+    RunNameError, ConfigError, DeviceError: all are InputError.
     """
     chosen = pick_device(str(device))
     tune(chosen)

@@ -18,6 +18,7 @@ import torch
 from utils.devices import out_of_memory
 from utils.errors import InputError
 from utils.files import whole_file
+from utils.names import version_of
 from utils.pytree import digest, mismatches, not_finite
 from utils.safe_load import check_archive, check_size, safe_load
 
@@ -196,11 +197,15 @@ def set_aside(files: Iterable[Path], why: str) -> None:
 
 
 def find(where: str | Path, root: Path) -> Path:
-    """Resolve what --ckpt and --resume take: a file, a version folder, or ``latest``.
+    """Resolve what --ckpt and --resume take: ``latest``, a run's name or number, or a path.
 
-    Raises CheckpointError when nothing is there.
+    The path is that of a file or a version folder; ./NAME is a path also where a run has the name.
+    Raises CheckpointError when nothing is there, RunNameError when several runs have the name.
     """
-    path = newest_version(root) if str(where) == "latest" else Path(where)
+    version = version_of(str(where), root)
+    path = root / "checkpoints" / version if version else Path(where)
+    if str(where) == "latest":
+        path = newest_version(root)
     if path is None:
         raise CheckpointError(f"no checkpoint under {root}: train one first with python train.py")
     try:

@@ -22,6 +22,8 @@ from utils.devices import has_bf16
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
+from utils.labels import listed
+from utils.names import label, version_of
 from utils.pytree import not_finite
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository
@@ -202,6 +204,23 @@ def run_of(path: Path) -> Run:
 def logs_of(path: Path) -> Path:
     """The folder for outputs made from a checkpoint: its run's logs; beside it, if it is a copy."""
     return run_of(path).logs if is_in_run(path) else placed(path).parent
+
+
+def find_logs(word: str, root: Path) -> Path:
+    """The log folder of a run, by its name or number, ``latest``, or a path of it.
+
+    Raises RunError where there is no such run, RunNameError where several have the name.
+    """
+    version, path = version_of(word, root), Path(word)
+    if version:
+        path = root / "Inference" / version
+    elif word == "latest":
+        path = checkpoint.newest_version(root) or path
+    if not os.path.exists(path):  # also of words that can be no path
+        known = [label(run_at(root, number).logs) for number in versions(root)]
+        there = f"there are {listed(known)}" if known else "there are none"
+        raise RunError(f"no run {word} under {root}: {there}")
+    return logs_of(path / "any" if path.is_dir() else path)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
