@@ -196,7 +196,8 @@ class TrainConfig:
     batch_size: int = option(32, "images per step, over all ranks", 1)
     flip: bool = option(False, "mirror every image, left to right, in half of its passes")
     init_from: str = option(
-        "", "EMA weights to start from: checkpoint, version folder, latest; what fits is taken"
+        "",
+        "EMA weights to start from: checkpoint, version folder, name, latest; what fits is taken",
     )
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"

@@ -28,6 +28,7 @@ from utils.charts import lay_out, svg
 from utils.files import whole_file
 from utils.labels import listed
 from utils.markup import Markup, tag
+from utils.progress import duration
 
 NAME = "report.html"
 # Bytes of pictures, of which the page has a third more; with all else it stays below 3 MB.
@@ -245,11 +246,3 @@ def repeat(record: Recorded) -> Markup:
     text = f"The code was at commit {found.get('git', 'unknown')}."
     table = folded("Environment", words(("name", "value"), list(found.items())))
     return section("To repeat it", command, soft(text), table)
-
-
-def duration(seconds: float) -> str:
-    """In the unit that a person would use."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
