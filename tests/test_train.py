@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_readme_says(few_digits, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Logging at: Logs_Checkpoints/Inference/version_0"
     assert out[1] == "Model Checkpoint at: Logs_Checkpoints/checkpoints/version_0"
-    assert "python sample.py --ckpt" in out[-1]
+    assert f"{faults.ROOT / 'sample.py'} --ckpt" in out[-1]
 
 
 def test_the_loss_falls(few_digits, monkeypatch):
