@@ -126,7 +126,7 @@ def train_epoch(
             state.step += 1
             logger.add_step(train_step(state, x_0, y))
             due = clock.after_step(state, stop)
-            if due.speed and state.schedule is None:
+            if due.plan:
                 state.schedule = clock.fit_schedule(state)
             if due.speed:
                 logger.show_schedule(clock)
