@@ -10,7 +10,11 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
 from utils.errors import InputError
 

@@ -125,15 +125,17 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
 def forecast(args: Args, state: TrainState, train_set: ImageSet) -> list[str]:
     """--dry-run: minutes, memory, disk and folder of the run, from a few timed steps of it."""
     clock, timed = Clock(state.device), 0
-    train_set = train_set.to(state.device)
+    began, train_set = clock.now(), train_set.to(state.device)
     with Progress("timing a few steps", None, "steps", silent=state.ranks.silent) as progress:
-        while clock.step_seconds is None:
+        while timed < 2 or clock.now() - began < FORECAST_SECONDS:
             for x_0, y in state.batches(train_set, most=1):
                 state.step += 1
                 train_step(state, x_0, y)
             timed += 1
             progress.update()
-            clock.time_step(FORECAST_SECONDS, warm_up=1)
+            if timed == 1:  # the first one also warms up
+                began = clock.now()
+    clock.step_seconds = (clock.now() - began) / (timed - 1)
     state.step -= timed
     if state.schedule is None:
         state.schedule = clock.fit_schedule(state)
@@ -174,7 +176,7 @@ def train_epoch(
         state.step += 1
         logger.add_step(train_step(state, x_0, y))
         due = clock.after_step(state, stop)
-        if due.speed and state.schedule is None:
+        if due.plan:
             state.schedule = clock.fit_schedule(state)
         if due.speed:
             logger.show_schedule(clock)

@@ -197,6 +197,13 @@ def opener(drawn: dict) -> Callable:
 few_digits = opener(DRAWN)
 
 
+def write_pictures(folder: Path) -> None:
+    """Twenty PNG files."""
+    folder.mkdir(exist_ok=True)
+    for i in range(20):
+        Image.new("L", (28, 28), 9 * i).save(folder / f"{i}.png")
+
+
 def store_classifier(root: Path) -> None:
     """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
     images, _ = few_digits(None, None)

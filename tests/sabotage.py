@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -19,8 +19,8 @@ import data.datasets
 import data.folder
 import data.image_set
 import train
-import training.clock
 from training import events
+from training.clock import Clock
 from utils import checkpoint, files, runs
 
 
@@ -317,16 +317,29 @@ def run_of(state) -> runs.Run:
     return runs.run_of(state.saved)
 
 
-def steps_take(milliseconds: int) -> None:
-    """A clock of training that the steps alone advance: no result depends on the machine's load."""
-    now = 1000.0
+def clock_of_steps(seconds) -> None:
+    """A clock of training that the steps alone advance: no result depends on the machine's load.
+
+    seconds(n): those of the n-th step of this process.
+    """
+    now, taken = 1000.0, 0
 
     def advance(_) -> None:
-        nonlocal now
-        now += milliseconds / 1000
+        nonlocal now, taken
+        taken += 1
+        now += seconds(taken)
 
-    training.clock.time = SimpleNamespace(monotonic=lambda: now)
+    train.Clock = partial(Clock, clock=lambda: now)
     before_step(advance)
+
+
+def steps_take(milliseconds: int) -> None:
+    clock_of_steps(lambda _: milliseconds / 1000)
+
+
+def busy_at_first(steps: int) -> None:
+    """The machine does something else as well, until so many steps of a second are done."""
+    clock_of_steps(lambda n: 1.0 if n <= steps else 0.2)
 
 
 def resolve_links(_: int) -> None:
@@ -446,6 +459,18 @@ def stop_once_scheduled(milliseconds: int) -> None:
     """SIGTERM comes in the first step after the throughput, and so the schedule, is known."""
     steps_take(milliseconds)
     before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def stop_once_replanned(steps: int) -> None:
+    """SIGTERM comes so many steps after --max-minutes was planned anew."""
+    busy_at_first(6)
+
+    def stop(state) -> None:
+        replanned = state.schedule and state.schedule.replanned
+        if replanned and state.step == replanned[0] + steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before_step(stop)
 
 
 def signal_while_opening_data(number: int) -> None:

@@ -34,6 +34,7 @@ from faults import (
     result,
     run,
     store_classifier,
+    write_pictures,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
@@ -41,6 +42,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 import evaluate
+from training.events import EventWriter
 from training.nonfinite import LIMIT, skip_if_not_finite
 from training.optim import Muon
 from utils import checkpoint, runs
@@ -143,6 +145,17 @@ def test_tensorboard_costs_the_curves_only(hook, reason):
         count("TensorBoard missing or broken", 1, 1, "a warning; the run has no curves")
 
 
+def test_a_path_that_is_no_text_costs_no_curve(tmp_path):
+    writer, path = EventWriter(tmp_path, 1, silent=False), "latin\udcfc"
+    writer.add_text("data", path, 0)
+    writer.close()
+    assert not writer.failed
+    read = EventAccumulator(str(tmp_path)).Reload().Tensors("data/text_summary")[0]
+    assert read.tensor_proto.string_val == [rb"latin\udcfc"]
+    with pytest.raises(UnicodeEncodeError):  # control
+        path.encode()
+
+
 @pytest.mark.parametrize(
     ("hook", "line"),
     [
@@ -174,7 +187,13 @@ def test_threads_that_the_system_refuses():
         assert "Traceback" not in ended.err
         assert run(where, AGAIN, "sabotage.no_threads", 1).code == 0
         assert newest(where)["step"] == STEPS
-        count("the system starts no threads", 2, 2, "one line, exit code 1; one thread suffices")
+        write_pictures(where / "pictures")
+        files = ["--dataset", "folder", "--data-root", "pictures", "--run-root", "other"]
+        ended = run(where, [*SMALL, *files], "sabotage.no_threads", 1)  # threads decode
+        assert ended.code == 1
+        one_line(ended.err, "the system starts no more threads or processes: raise the limit")
+        assert not (where / "other").exists()
+        count("the system starts no threads", 3, 3, "one line, exit code 1; one thread suffices")
 
 
 @needs_nobody

@@ -7,14 +7,29 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from faults import AGAIN, ROOT, SECONDS, SMALL, STEPS, checkpoints, count, folder, newest, run
+from faults import (
+    AGAIN,
+    ROOT,
+    SECONDS,
+    SMALL,
+    STEPS,
+    checkpoints,
+    count,
+    folder,
+    newest,
+    run,
+    two_at_a_time,
+    write_pictures,
+)
 
 import evaluate
 import sample
 import train
+from utils import checkpoint
 from utils.process import Steady, command, exit_code
 
 pytest_plugins = "trained"
@@ -69,16 +84,92 @@ def test_an_ascii_terminal_gets_ascii():
     assert raw.getvalue() == b"m\\xfcde\n"
 
 
-def test_commands_can_be_pasted():
-    words = ["--ckpt", "a folder/it's/step.pt"]
-    assert shlex.split(command("sample.py", *words)) == ["python", "sample.py", *words]
+HOSTILE = [
+    "it's a folder",
+    'a "b" $HOME `c` \\',
+    "ein Übungsordner",
+    "\udcff no text",
+    "a\n\tb",
+    "*",
+]
+
+
+def pasted(line: str, where: Path) -> list[str]:
+    """The words that bash makes of a line."""
+    script = f"set -- {line}; printf '%s\\0' \"$@\""
+    options = {"cwd": where, "env": {"LC_ALL": "C"}, "check": True, "capture_output": True}
+    out = subprocess.run(["bash", "-c", script], **options).stdout
+    return [os.fsdecode(word) for word in out.split(b"\0")[:-1]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_command_survives_the_shell_and_the_terminal(tmp_path, monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", Steady(io.TextIOWrapper(raw, encoding)))
+    print(command("sample.py", *HOSTILE), flush=True)
+    assert pasted(os.fsdecode(raw.getvalue().strip()), tmp_path)[2:] == HOSTILE
+    assert pasted(shlex.join(HOSTILE).encode("ascii", "replace").decode(), tmp_path) != HOSTILE
+
+
+def test_a_command_names_the_script_and_the_interpreter_that_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("train.py") == f"{sys.executable} {ROOT / 'train.py'}"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert command("train.py") == "python train.py"
+
+
+def shell(line: str, where: Path, terminal: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A line that is typed there."""
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **terminal}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(["bash", "-c", line], cwd=where, env=environment, stdout=pipe)
+
+
+def last_command(process: subprocess.Popen[bytes]) -> str:
+    """What the last line that it prints says to do."""
+    out = os.fsdecode(process.communicate(timeout=SECONDS)[0])
+    return out.splitlines()[-1].partition(": ")[2]
+
+
+TERMINALS = [
+    {"LC_ALL": "C.UTF-8"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.slow
+def test_every_command_that_a_run_prints_can_be_pasted(tmp_path):
+    """Stopped by a signal, gone on with, sampled from: in a terminal that shows only some names."""
+    write_pictures(tmp_path)
+    flags = [*SMALL, "--max-steps", "60", "--save-minutes", "0", "--min-epoch-images", "9600"]
+    flags += ["--dataset", "folder", "--data-root", str(tmp_path)]
+
+    def chain(i: int) -> None:
+        where, root, terminal = tmp_path / f".{i}", HOSTILE[i // 2], TERMINALS[i % 3]
+        where.mkdir()
+        line = shlex.join([sys.executable, str(ROOT / "train.py"), *flags, "--run-root", root])
+        process = shell(f"exec {line}", where, terminal)
+        while not checkpoint.steps(where / root / "checkpoints/version_0"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        on = last_command(process)
+        assert process.returncode == 128 + signal.SIGTERM
+        draw = last_command(shell(on, where, terminal))
+        assert shell(f"{draw} --num 2", where, terminal).wait(SECONDS) == 0
+        assert list((where / root).glob("Inference/version_0/*/grid.png"))
+
+    two_at_a_time(chain, 12)
+    count("a printed command pasted, paths that need quotes or are no text", 24, 24, "it runs")
 
 
 def test_the_commands_that_a_run_prints_work_for_a_run_root_with_spaces(few_digits, capsys):
     assert train.main([*SMALL, "--max-steps", "3", "--run-root", "it's a folder"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    python, script, *words = shlex.split(line.partition("draw images: ")[2])
-    assert (python, script) == ("python", "sample.py")
+    _, script, *words = shlex.split(line.partition("draw images: ")[2])
+    assert script == str(ROOT / "sample.py")
     assert sample.main([*words, "--num", "2", "--device", "cpu", "--out", "out"]) == 0
     assert (few_digits / "out/grid.png").exists()
 
@@ -93,6 +184,7 @@ def script(name: str, *argv: str, isolated: str, where: Path) -> str:
 
 def test_it_runs_where_python_has_no_path_to_it(tmp_path):
     assert "--resume" in script("train.py", "--help", isolated="-I", where=tmp_path)
+    assert "--lr" in script("config.py", isolated="-I", where=tmp_path)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_readme_says(few_digits, capsys):
     assert {"network", "schedule", "curves"} <= set(first_words)
     assert out[-2].startswith("Done after step 10, ")
     assert "held-out loss" in out[-2]
-    assert "python sample.py --ckpt" in out[-1]
+    assert f"{faults.ROOT / 'sample.py'} --ckpt" in out[-1]
 
 
 def test_the_loss_falls(few_digits, monkeypatch):

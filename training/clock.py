@@ -2,18 +2,22 @@
 
 import time
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from training.optim import LRSchedule
+from training.pace import Pace, agree
 from training.plan import Validations
 from training.state import TrainState
 from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
 SPEED_SECONDS = 5.0  # timed before the throughput is printed
-SCHEDULE_SECONDS = 15.0  # timed before --max-minutes fixes the schedule
+SCHEDULE_SECONDS = 15.0  # timed before --max-minutes plans the schedule, or until that is certain
+PATIENCE = 1 / 4  # of --max-minutes, after which it is planned from an uncertain speed
+PARTS = 8  # of the plan and of --max-minutes: after each the speed is measured again
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end
 LOG_SECONDS = 2.0  # at most, between readings of the losses
 
@@ -23,6 +27,7 @@ class Due(NamedTuple):
 
     stop: bool  # a signal arrived
     speed: bool  # the throughput is known, from this step on
+    plan: bool  # the schedule of --max-minutes is to be fitted to it
     save: bool
     log: bool
 
@@ -30,57 +35,90 @@ class Due(NamedTuple):
 class Clock:
     """Starts on construction. ``step_seconds`` is None until enough steps were timed."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.began = self.lapped = self.saved = time.monotonic()
-        self.before = 0.0  # seconds of the run before this process
-        self.steps, self.settled = 0, 0.0
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
+        self.device, self.clock = device, clock
+        self.began = self.lapped = self.saved = clock()
+        self.steps, self.plans, self.pace = 0, 0, Pace()
         self.step_seconds: float | None = None
+        self.before = 0.0  # seconds of the run before this process
 
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
         """Rank 0 decides what depends on the time; a signal may reach any rank."""
         c, ranks = state.config.train, state.ranks
-        state.seconds = self.before + time.monotonic() - self.began
-        speed = self.count_step(c.max_minutes) and ranks.first
-        save = ranks.first and time.monotonic() - self.saved > 60 * c.save_minutes
-        log = ranks.first and time.monotonic() - self.lapped > LOG_SECONDS
-        return Due(*map(bool, ranks.highest(stop.number, speed, save, log)))
+        state.seconds = self.before + self.clock() - self.began
+        known = self.step_seconds
+        measured = ranks.first and self.measure(state)
+        plan = measured and self.plan_is_off(state)
+        speed = plan or (measured and known is None)
+        save = ranks.first and self.clock() - self.saved > 60 * c.save_minutes
+        log = ranks.first and self.clock() - self.lapped > LOG_SECONDS
+        return Due(*map(bool, ranks.highest(stop.number, speed, plan, save, log)))
 
-    def count_step(self, max_minutes: float) -> bool:
-        """True once: at the step after which the throughput is known."""
-        if self.step_seconds is not None:
+    def measure(self, state: TrainState) -> bool:
+        """Whether ``step_seconds`` was measured anew at this step.
+
+        With --max-minutes two measurements have to agree, and it goes on until the second plan.
+        """
+        if self.step_seconds is not None and self.plans != 1:
             return False
-        planned = min(SCHEDULE_SECONDS, 3 * max_minutes)  # 5 % at most
-        return self.time_step(planned if max_minutes else SPEED_SECONDS, SETTLE_STEPS)
-
-    def time_step(self, enough: float, warm_up: int) -> bool:
-        """Count a step; True once those after the warm-up have taken ``enough`` seconds."""
         self.steps += 1
-        if self.steps == warm_up:
-            self.settled = self.now()
-        if self.steps <= warm_up or time.monotonic() - self.settled < enough:
+        if self.steps <= SETTLE_STEPS:
+            self.pace.begin(self.work(state), self.now())
             return False
-        self.step_seconds = (self.now() - self.settled) / (self.steps - warm_up)
+        if not self.enough(state):
+            return False
+        minutes = state.config.train.max_minutes
+        agreed = self.pace.end(self.work(state), self.now())
+        patient = self.plans or self.clock() - self.began < PATIENCE * 60 * minutes
+        if agreed is None and minutes and patient:
+            return False
+        self.step_seconds = agreed or self.pace.seconds
         return True
 
+    def enough(self, state: TrainState) -> bool:
+        """Whether this measurement of the throughput has taken long enough."""
+        minutes, (done, since) = state.config.train.max_minutes, self.pace.began
+        seconds = self.clock() - since
+        if not minutes:
+            return seconds >= SPEED_SECONDS
+        if not self.plans:
+            return seconds >= min(SCHEDULE_SECONDS, 3 * minutes) / 2  # twice: 5 % at most
+        steps = self.work(state) - done
+        return seconds >= 60 * minutes / PARTS or steps >= state.schedule.total_steps / PARTS
+
+    def work(self, state: TrainState) -> float:
+        """The steps up to this one, and the validations before it in units of steps."""
+        return state.step + state.validations.cost_up_to(state.step - 1)
+
+    def plan_is_off(self, state: TrainState) -> bool:
+        """Whether --max-minutes needs a schedule, or another than the one planned here, once."""
+        if not state.config.train.max_minutes or state.schedule is None:
+            return state.schedule is None
+        return self.plans == 1 and not agree(self.total_steps(state), state.schedule.total_steps)
+
     def fit_schedule(self, state: TrainState) -> LRSchedule:
-        """The longest schedule that ends within --max-minutes."""
+        """The longest schedule that ends within --max-minutes, or the rest of an earlier one."""
+        c, self.plans = state.config.train, self.plans + 1
+        total = state.ranks.from_first(lambda: self.total_steps(state))
+        if state.schedule is None:
+            return LRSchedule.over(total, c.warmup_steps, c.decay)
+        return state.schedule.replan(state.step, total)
+
+    def total_steps(self, state: TrainState) -> int:
+        """The steps of the run that ends in time."""
         c, step = state.config.train, state.step
-        left = state.ranks.from_first(
-            lambda: self.steps_left(c.max_minutes, step, state.validations)
-        )
-        total = min(step + left, state.epochs.limit(c))
-        return LRSchedule.over(total, c.warmup_steps, c.decay)
+        left = self.steps_left(c.max_minutes, step, state.validations)
+        return min(step + left, state.epochs.limit(c))
 
     def steps_left(self, max_minutes: float, step: int, validations: Validations) -> int:
         """How many more steps fit after this one, with their validations."""
-        seconds = 60 * max_minutes * (1 - RESERVE) - (time.monotonic() - self.began)
-        budget = seconds / self.step_seconds  # in training steps
+        seconds = 60 * max_minutes * (1 - RESERVE) - (self.clock() - self.began)
+        budget = max(0.0, seconds / self.step_seconds)  # in training steps
 
         def needed(steps: int) -> float:
             return steps + validations.cost_within(step, step + steps)
 
-        return bisect_right(range(max(0, int(budget)) + 1), max(budget, 0), key=needed) - 1
+        return bisect_right(range(int(budget) + 1), budget, key=needed) - 1
 
     def start(self, state: TrainState) -> None:
         """The first step comes next; what earlier parts of the run took stands in the state."""
@@ -89,15 +127,15 @@ class Clock:
 
     def go_on(self) -> None:
         """A checkpoint was just written; what that took is not part of the throughput."""
-        self.lapped = self.saved = time.monotonic()
+        self.lapped = self.saved = self.clock()
 
     def lap(self) -> float:
         """Seconds since the last lap."""
-        before, self.lapped = self.lapped, time.monotonic()
+        before, self.lapped = self.lapped, self.clock()
         return self.lapped - before
 
     def now(self) -> float:
         """The time once the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.monotonic()
+        return self.clock()

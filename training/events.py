@@ -85,8 +85,9 @@ class EventWriter:
             self.add(0, lambda: self.run_ended)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        """Markdown."""
-        self.add(step, lambda: self.summary.text(tag, text))
+        """Markdown; paths in it may have bytes that are no text."""
+        shown = text.encode("utf-8", "backslashreplace").decode()
+        self.add(step, lambda: self.summary.text(tag, shown))
 
     def add(self, step: int, summary: Callable[[], Any]) -> None:
         self.attempt(lambda: self.write(step=step, summary=summary()))

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -118,20 +118,31 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Warm-up, then decay to the last step: a pure function of the step."""
+    """Warm-up, then decay to the last step: a pure function of the step.
+
+    replanned: the step from which total_steps holds, and how many it was until then.
+    """
 
     total_steps: int
     warmup_steps: int
     decay: str
+    replanned: tuple[int, int] | None = None
 
     @classmethod
     def over(cls, total_steps: int, warmup_steps: int, decay: str) -> Self:
         """A schedule whose warm-up takes at most a tenth of it."""
         return cls(total_steps, min(warmup_steps, total_steps // 10), decay)
 
-    def factor(self, step: int) -> float:
+    def replan(self, step: int, total_steps: int) -> Self:
+        """Another end: what is left of the curve after this step, stretched or compressed to it."""
+        return replace(self, total_steps=total_steps, replanned=(step, self.total_steps))
+
+    def factor(self, step: float) -> float:
         """What step 1 ... total_steps multiplies the learning rate with; (0, 1]."""
+        since, total = self.replanned or (0, self.total_steps)
+        if step > since:
+            step = since + (step - since) * (total - since) / (self.total_steps - since)
         if step <= self.warmup_steps:
             return step / self.warmup_steps
-        falling = self.total_steps + 1 - self.warmup_steps
+        falling = total + 1 - self.warmup_steps
         return DECAYS[self.decay]((step - self.warmup_steps) / falling)

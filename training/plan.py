@@ -53,11 +53,14 @@ class Validations:
         """Of all validations after the steps first + 1 ... last, and of one at the end."""
         if first == last:
             return 0.0
-        count = last // self.every - first // self.every
-        count += sum(first < step <= last for step in self.early_steps)
-        scores = last // self.score_every - first // self.score_every if self.score_every else 0
-        last_score = self.score_cost if self.score_every else 0.0
-        return (count + scores + 1) * self.cost + scores * self.score_cost + last_score
+        at_end = self.cost + (self.score_cost if self.score_every else 0.0)
+        return self.cost_up_to(last) - self.cost_up_to(first) + at_end
+
+    def cost_up_to(self, last: int) -> float:
+        """Of those after the steps 1 ... last; one that is due for two reasons counts twice."""
+        scores = last // self.score_every if self.score_every else 0
+        count = last // self.every + sum(step <= last for step in self.early_steps)
+        return (count + scores) * self.cost + scores * self.score_cost
 
 
 def evaluations_of(config: Config) -> float:

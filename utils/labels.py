@@ -1,6 +1,5 @@
 """Class names: their order, how they are printed, and the labels that a user's words mean."""
 
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ def readable(name: str) -> str:
 
     Control characters are escaped too.
     """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return unicodedata.normalize("NFC", "".join(shown))
 

@@ -1,7 +1,9 @@
 """This process: exit codes, stop signals, output that nobody reads."""
 
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any, NoReturn, Self, TextIO
 from utils.devices import memory_errors
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
+from utils.runs import ROOT
 
 # Ctrl-C, kill, a closed terminal, and what clusters send before they take the machine.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
@@ -23,7 +26,7 @@ def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:
     """That of the work; 1 where it stopped on the way, 2 for bad input, 128 + N for signal N."""
     with steady_output():
         try:
-            with interruptible(), memory_errors(lambda: "lower --batch-size"):
+            with interruptible(), memory_errors(lambda: "lower --batch-size"), refusals():
                 return work()
         except InputError as e:
             print(f"{program}: error: {e}", file=sys.stderr)
@@ -37,6 +40,18 @@ def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:
             print(f"{program}: {e.line or interrupted}", file=sys.stderr)
             return 128 + e.number
         return 1
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn a thread or process that the system does not start into a StoppedError."""
+    try:
+        yield
+    except (RuntimeError, BlockingIOError) as e:  # Python's threads; C++'s, and processes
+        if not re.search("can't start new thread|temporarily unavailable", str(e)):
+            raise
+        limit = "raise the limit (ulimit -u), or stop other programs"
+        raise StoppedError(f"the system starts no more threads or processes: {limit}") from e
 
 
 class Interrupted(KeyboardInterrupt):
@@ -123,14 +138,29 @@ class StopSignal:
 
 
 def command(script: str, *words: object) -> str:
-    """A command line that runs one of the scripts."""
-    return shell("python", script, *words)
+    """A command line that works when pasted, whatever the paths, the folder and the terminal are.
+
+    Its interpreter is ``python`` only where that is the one which runs now.
+    """
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    here = os.path.exists(script) and os.path.samefile(script, ROOT / script)
+    return shell(python, script if here else ROOT / script, *words)
 
 
 def shell(*words: object) -> str:
-    """A command line to be pasted into a shell, whatever characters the paths have."""
-    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join(map(str, words))
+    """A command line to be pasted into a shell."""
+    line = list(map(str, words))
+    return subprocess.list2cmdline(line) if os.name == "nt" else " ".join(map(quoted, line))
+
+
+def quoted(word: str) -> str:
+    """For bash, zsh and ksh; as $'...' where the terminal cannot show it, or shows other bytes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    raw = word.encode("utf-8", "surrogateescape")
+    if word.isprintable() and word.encode(encoding, "ignore") == raw:
+        return shlex.quote(word)
+    plain = {*range(32, 127)} - {*b"'\\"}
+    return "$'" + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in raw) + "'"
 
 
 class Steady:

@@ -1,0 +1,34 @@
+"""The speed of training, measured again and again: what a plan for --max-minutes is made from.
+
+A machine that sleeps, or computes something else for a while, makes one measurement wrong. So a
+speed counts only where two measurements in a row agree on it.
+"""
+
+AGREE = 1.2  # two numbers agree within this factor
+
+
+class Pace:
+    """Seconds for a training step; a validation counts as so many steps of work."""
+
+    def __init__(self) -> None:
+        self.began = 0.0, 0.0  # the work done and the time at the start of this measurement
+        self.seconds: float | None = None  # for a step, in the last measurement that ended
+
+    def begin(self, work: float, now: float) -> None:
+        self.began = work, now
+
+    def end(self, work: float, now: float) -> float | None:
+        """End a measurement and begin the next: the mean of the last two, None unless they agree.
+
+        work: the training steps since the start, and validations in units of them; now: seconds.
+        """
+        before, (done, since) = self.seconds, self.began
+        self.seconds, self.began = (now - since) / (work - done), (work, now)
+        if before is None or not agree(before, self.seconds):
+            return None
+        return (before + self.seconds) / 2
+
+
+def agree(a: float, b: float) -> bool:
+    """Whether they are within AGREE of each other."""
+    return max(a, b) <= AGREE * min(a, b)
