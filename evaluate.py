@@ -45,7 +45,7 @@ from evaluation.report import write_report
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
-from sample import CKPT, CommonArgs, add_flags, choices, common, parse, share_of_images
+from sample import CKPT, CommonArgs, add_flags, choices, common, describe, parse, share_of_images
 from training.setup import CACHE, CLASSIFIERS, data_options
 from training.trained import TrainedModel, open_checkpoint
 from utils import runs
@@ -129,7 +129,9 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     weights = digest(opened.content["ema"])  # before the model takes them out
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
-    print(f"{model.path}: step {model.step}; data: {train_set.source}", flush=True)
+    first = next(iter(args.samplers.values()))
+    drawn = f"{args.num:,} images, seed {args.seed}; data: {train_set.source}"
+    print(f"{describe(model, first)}; {drawn}", flush=True)
     needed = "bits" in args.only or model.config.sample.variance == "optimal"
     if needed and model.x0_error is None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)

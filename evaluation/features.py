@@ -147,7 +147,7 @@ def load_or_train(
         if path.exists():
             print(f"{e}: training another", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    print("training a classifier as feature extractor: about a minute, once", flush=True)
+    print("training a classifier as feature extractor, once", flush=True)
     fit(model, train, task, steps)
     unscaled = FeatureExtractor(model.eval(), task, 1.0, None, "")
     scale, accuracy = unit_scale(unscaled.extract(train).features), accuracy_of(model, test, task)
