@@ -109,7 +109,7 @@ def test_plans_of_machines_that_are_busy_at_first():
         assert 0.9 < trained(took)[0] <= 0.99
         hits += kept(took) < 0.85
     assert hits == 200  # plans that one measurement would have made too short
-    end = f"ends at 90 to 99 % of the minutes"
+    end = "ends at 90 to 99 % of the minutes"
     count("a machine that is busy while --max-minutes is planned", 200, hits, end)
 
 
