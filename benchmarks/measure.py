@@ -23,6 +23,7 @@ import train
 from diffusion import GaussianDiffusion
 from models import PowerEMA
 from training.optim import Muon
+from utils.devices import cores
 
 ROOT = Path(__file__).parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,6 +144,8 @@ def train_two_steps(
 
 def resident() -> int:
     """Bytes of memory this process had at most. Linux; getrusage counts the parent's too."""
+    if sys.platform != "linux":
+        sys.exit("memory is measured on Linux alone")
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -187,7 +190,7 @@ def hardware(device: torch.device) -> dict[str, str | int]:
     flags = next((line for line in lines if line.startswith("flags")), "")
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "bf16": "avx512_bf16" in flags or "amx_bf16" in flags,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",

@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a rehearsal, of no meaning")
     parser.add_argument("--out", type=Path, default=OWN)
     flags = parser.parse_args()
+    if not hasattr(os, "wait4"):
+        parser.error("it measures memory as Windows does not")
     device = torch.device("cpu")
     speed = rates(device, *((2, 1) if flags.quick else (50, 3)))
     start = first_step(*((4, (300, 400)) if flags.quick else (PHOTOS, PHOTO_SIZE)))

@@ -26,12 +26,13 @@ from typing import Any
 
 from config import Parser
 from utils import checkpoint
+from utils.devices import cores
 from utils.files import whole_file
 from utils.runs import run_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 
 
 @dataclass(frozen=True)

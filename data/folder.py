@@ -6,7 +6,6 @@ that fits into a share of the memory stays there; a larger one is decoded anew i
 
 import hashlib
 import math
-import os
 import statistics
 import zlib
 from collections import Counter, deque
@@ -28,12 +27,14 @@ from data.listing import ACCEPTED, Folder, ImageFile, Listing, Source, Zip, list
 from data.options import DataOptions, Loading
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
+from utils.devices import main_memory
 from utils.labels import listed, readable
 from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
 MAX_OWN_SIDE = 256  # pixels: larger images are learnt at their own size only where it is typed
 MEMORY_SHARE, MAX_BYTES = 1 / 8, 16 * 2**30  # of decoded images that stay in memory
+UNKNOWN_MEMORY = 8 * 2**30  # where Python cannot tell, as on Windows
 HELD_OUT_EVERY, MIN_IMAGES, MIN_CLASS = 10, 20, 5  # one in ten; from so many images, a class on
 MAX_NAMED = 3  # damaged files in a message
 MENTIONED_CUT = 0.1  # share of the pixels that cropping may cut off without a word
@@ -286,11 +287,8 @@ def most_bytes(loading: Loading) -> float:
     """What decoded images may take."""
     if loading.in_memory is not None:
         return loading.in_memory
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        memory = 8 * 2**30
-    return min(MAX_BYTES, MEMORY_SHARE * memory)
+    memory = main_memory()
+    return min(MAX_BYTES, MEMORY_SHARE * (memory if memory < math.inf else UNKNOWN_MEMORY))
 
 
 # The cache.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ReadError
+from utils.devices import cores
 from utils.distributed import share
 from utils.images import normalize
 
@@ -175,8 +176,4 @@ ImageSet = TensorSet | StreamSet
 
 def num_threads() -> int:
     """One decoding thread per core, shared among the ranks of this machine."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_THREADS))
+    return max(1, min(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_THREADS))

@@ -1,16 +1,16 @@
-"""``other_system.py NAME,... ARGUMENT...``: train.py where a system lacks what Linux has.
+"""train.py where a system lacks what Linux has, in a spawned process, as Windows and macOS have.
 
 It trains, resumes to one step more, and samples. Things are hidden before the project and its file
 locks are imported; torch itself is there already.
 """
 
 import ctypes
+import errno
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def hide_folders() -> None:
@@ -26,6 +26,18 @@ def hide_folders() -> None:
     os.open = open_file
 
 
+def hide_fsync_of_folders() -> None:
+    """Some network file systems flush files alone."""
+    original = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        original(handle)
+
+    os.fsync = fsync
+
+
 def hide_c_library() -> None:
     original = ctypes.CDLL
 
@@ -38,6 +50,7 @@ def hide_c_library() -> None:
 
 
 HIDE = {
+    "fork": lambda: delattr(os, "fork"),
     "fcntl": lambda: sys.modules.update(fcntl=None),
     "resource": lambda: sys.modules.update(resource=None),
     "sysconf": lambda: delattr(os, "sysconf"),
@@ -46,11 +59,15 @@ HIDE = {
     "SIGUSR1": lambda: delattr(signal, "SIGUSR1"),
     "SIGKILL": lambda: delattr(signal, "SIGKILL"),
     "folders": hide_folders,
+    "fsync of folders": hide_fsync_of_folders,
     "libc": hide_c_library,
 }
 
 
-def main(names: list[str], argv: list[str]) -> int:
+def main(where: Path, names: list[str], argv: list[str]) -> None:
+    """Its output goes into a file."""
+    os.chdir(where)
+    sys.stdout = sys.stderr = open("out", "w")  # noqa: SIM115
     for name in names:
         HIDE[name]()
     from faults import child_prelude
@@ -61,8 +78,4 @@ def main(names: list[str], argv: list[str]) -> int:
     child_prelude()
     code = train.main([*argv, "--max-steps", "4"])
     code = code or train.main(["--resume", "auto", "--max-steps", "5", "--device", "cpu"])
-    return code or sample.main(["--ckpt", "latest", "--num", "2", "--device", "cpu"])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1].split(","), sys.argv[2:]))
+    sys.exit(code or sample.main(["--ckpt", "latest", "--num", "2", "--device", "cpu"]))

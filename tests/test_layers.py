@@ -52,6 +52,43 @@ def test_a_violation_is_found():
     assert violations("training", "import utils.files\nfrom training.optim import Muon") == set()
 
 
+# What Windows lacks, and macOS some of.
+POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX = {"fork", "forkpty", "geteuid", "getloadavg", "getuid", "killpg", "mkfifo", "nice", "setsid"}
+POSIX |= {"O_DIRECTORY", "O_NOFOLLOW", "pipe2", "posix_fadvise", "register_at_fork", "statvfs"}
+POSIX |= {"sched_getaffinity", "sched_setaffinity", "sysconf", "uname", "wait4", "waitid"}
+POSIX |= {"SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "alarm"}
+GUARDS = ast.Try | ast.If | ast.IfExp
+
+
+def unguarded(node: ast.AST) -> Iterator[str]:
+    """What other systems lack and is used outside of try and if, or below the if's condition."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, GUARDS):
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in child.names]
+            yield from POSIX_MODULES.intersection([*names, getattr(child, "module", None)])
+        owner = child.value if isinstance(child, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in ("os", "signal") and child.attr in POSIX:
+            yield child.attr
+        yield from unguarded(child)
+
+
+def test_nothing_is_used_unguarded_that_other_systems_lack():
+    """tests/other_system.py looks whether the guards are good."""
+    found = {str(path): set(unguarded(ast.parse(path.read_text()))) for _, path in rooms()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_what_is_unguarded_is_found():
+    """The control."""
+    use = "import os, fcntl\ndef f():\n    return 1 + os.sysconf('x')"
+    assert set(unguarded(ast.parse(use))) == {"fcntl", "sysconf"}
+    use = "try:\n    import fcntl\nexcept ImportError:\n    pass\nx = os.fork if y else 1"
+    assert set(unguarded(ast.parse(use))) == set()
+
+
 def test_the_root_holds_scripts_and_config_alone():
     assert {path.stem for path in ROOT.glob("*.py")} == {"train", "sample", "evaluate", "config"}
 
@@ -68,7 +105,7 @@ def test_init_files_only_re_export():
 
 def test_starting_up_does_not_import_what_takes_seconds():
     slow = "{'torchvision', 'torch._dynamo', 'sympy', 'triton', 'tensorboard'}"
-    code = f"import sys, train, sample; print(sorted({slow} & sys.modules.keys()))"
+    code = f"import sys, train, sample, evaluate; print(sorted({slow} & sys.modules.keys()))"
     command = [sys.executable, "-c", f"{code}; import sympy; {code}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     before, after = found.splitlines()

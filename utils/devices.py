@@ -85,11 +85,18 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)  # the thread of the backward pass frees what the main one took
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def main_memory() -> float:
     """Bytes that the machine has; infinite where Python cannot tell, as on Windows."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, OSError):
         return math.inf
 
 

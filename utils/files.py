@@ -67,12 +67,15 @@ def check_writable(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; on Windows, which cannot, nothing."""
+    """Make the names in a folder survive a power cut, where the system can: Windows cannot."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # of file systems that only flush files
+            raise
     finally:
         os.close(handle)
 

@@ -138,17 +138,14 @@ class StopSignal:
 
 
 def command(script: str, *words: object) -> str:
-    """A command line that works when pasted, whatever the paths, the folder and the terminal are.
-
-    Its interpreter is ``python`` only where that is the one which runs now.
-    """
+    """A command line that runs one of the scripts, from this folder and by this interpreter."""
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     here = os.path.exists(script) and os.path.samefile(script, ROOT / script)
     return shell(python, script if here else ROOT / script, *words)
 
 
 def shell(*words: object) -> str:
-    """A command line to be pasted into a shell."""
+    """A command line to be pasted, whatever characters the paths and the terminal have."""
     line = list(map(str, words))
     return subprocess.list2cmdline(line) if os.name == "nt" else " ".join(map(quoted, line))
 
