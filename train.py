@@ -115,6 +115,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 if state.validation_due and ranks.first:
                     logger.write_validation(validation.run(state), score_samples(state, scorer))
                     run.save_ema(state, notes)
+                state.seconds = clock.seconds  # with the validation
                 logger.writer.flush()  # before the checkpoint, so that the curves never lag behind
                 if ranks.first:
                     run.save(state, notes)

@@ -45,7 +45,7 @@ class Clock:
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
         """Rank 0 decides what depends on the time; a signal may reach any rank."""
         c, ranks = state.config.train, state.ranks
-        state.seconds = self.before + self.clock() - self.began
+        state.seconds = self.seconds
         known = self.step_seconds
         measured = ranks.first and self.measure(state)
         plan = measured and self.plan_is_off(state)
@@ -128,6 +128,11 @@ class Clock:
     def go_on(self) -> None:
         """A checkpoint was just written; what that took is not part of the throughput."""
         self.lapped = self.saved = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Of the run, over all resumes."""
+        return self.before + self.clock() - self.began
 
     def lap(self) -> float:
         """Seconds since the last lap."""

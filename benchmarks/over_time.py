@@ -1,0 +1,52 @@
+"""Quality while a run trains: its curves of scores and held-out loss as one picture.
+
+python train.py --max-minutes 25 --score-every 400 --score-images 500 --name quality
+python -m benchmarks.over_time quality    # seconds: only the log folder is read
+"""
+
+from pathlib import Path
+
+from benchmarks.trials import RESULTS
+from config import Parser
+from evaluation.curves import X, curve, scale, score_names
+from evaluation.recorded import Recorded
+from training.trained import RUN_ROOT
+from utils.charts import Chart, save_charts
+from utils.runs import find_logs
+
+SHARES = ("precision", "recall", "accuracy")
+
+
+def main() -> None:
+    """Write the picture, and print a row for each validation with scores."""
+    parser = Parser(prog="over_time", description=__doc__)
+    parser.add_argument("run", help="name, version or folder")
+    parser.add_argument("--run-root", type=Path, default=RUN_ROOT, help="[%(default)s]")
+    parser.add_argument("--out", type=Path, default=RESULTS / "over_time.png", help="[%(default)s]")
+    own, _ = parser.parse(None, [])
+    record = Recorded.of(find_logs(own["run"], own["run_root"]))
+    save_charts([charts(record)], own["out"])
+    names = score_names([record])
+    print("| step | minutes | held-out loss |" + "".join(f" {name} |" for name in names))
+    print("|---" * (3 + len(names)) + "|")
+    for row in record.measured(f"score.{names[0]}"):
+        cells = [f"{row['step']:,.0f}", f"{row['seconds'] / 60:.1f}", f"{row['held_out']:.4f}"]
+        print("| " + " | ".join(cells + [f"{row['score.' + name]:.3f}" for name in names]) + " |")
+
+
+def charts(record: Recorded) -> list[Chart]:
+    """The Fréchet distance, the shares, the held-out loss, against minutes."""
+    distance, minutes = "fid_classifier", X["minutes"]
+    names = {f"score.{name}": name for name in SHARES}
+    shares = [curve(record, key, name, minutes) for key, name in names.items()]
+    losses = [curve(record, "held_out", "", minutes)]
+    distances = [curve(record, f"score.{distance}", "", minutes)]
+    return [
+        Chart(distance, "minutes", distances, scale(distance), (0,)),
+        Chart(", ".join(SHARES), "minutes", shares, "linear", (0,)),
+        Chart("held-out loss", "minutes", losses, scale("held-out"), (0,)),
+    ]
+
+
+if __name__ == "__main__":
+    main()
