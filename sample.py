@@ -38,7 +38,7 @@ from training.trained import (
     repeat_labels,
 )
 from utils import images, runs
-from utils.devices import pick_device, tune
+from utils.devices import DEVICES, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.errors import InputError
 from utils.files import check_writable, new_folders, whole_file
@@ -201,7 +201,7 @@ def add_flags(parser: Parser, num: int) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=100, help="images per batch [%(default)s]"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--device", default="auto", help=f"{DEVICES} [auto]")
 
 
 def parse(parser: Parser, argv: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The forward process q, its posterior, parameterizations and losses (Ho et al. 2020, Secs. 2-3).
 
 t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1 entries, and
-``alpha_bar[0] == 1``. Coefficients are float64 and cast where they meet an image.
+``alpha_bar[0] == 1``. Coefficients are float64, on the CPU, and cast where they meet an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from diffusion.schedules import make_alphas
+from utils.devices import real_dtype
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) -> its prediction
 Time = Tensor | int  # t: (B,) int64, or one t for all
+TABLES = ("signal", "sigma", "loss_weight", "density")  # (T + 1,), where the images are
 
 PREDICTIONS = ("x0", "eps", "v")
 MIN_SNR_GAMMA = 5.0
@@ -47,17 +49,20 @@ class GaussianDiffusion:
         self.precondition = precondition and prediction == "x0"
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
+        self.signal, self.sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         self.loss_weight = LOSSES[loss](self)
         self.density = timestep_density(self, loss)
 
     @property
     def device(self) -> torch.device:
-        return self.alpha_bar.device
+        """Where the images are."""
+        return self.signal.device
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the arrays; returns itself."""
-        for name in ("alpha", "alpha_bar", "loss_weight", "density"):
-            setattr(self, name, getattr(self, name).to(device))
+        """Move the tables, in float32 where the device has no float64; returns itself."""
+        for name in TABLES:
+            table = getattr(self, name)
+            setattr(self, name, table.to(real_dtype(device)).to(device))
         return self
 
     def count_trained(self, t: int) -> int:
@@ -77,13 +82,13 @@ class GaussianDiffusion:
 
     def scales(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped and cast to meet an image batch."""
-        alpha_bar = self.alpha_bar[t]
-        return expand(alpha_bar.sqrt(), like), expand((1 - alpha_bar).sqrt(), like)
+        return expand(self.signal[t], like), expand(self.sigma[t], like)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_s | x_t, x_0), any s < t (Eqs. 6-7, where s = t - 1).
 
-        At the network's estimate of x_0 the mean is mu_theta, the mean of p(x_s | x_t).
+        At the network's estimate of x_0 the mean is mu_theta, the mean of p(x_s | x_t). t and s are
+        numbers, or on the CPU.
         """
         alpha = self.alpha_bar[t] / self.alpha_bar[s]
         of_x_t = alpha.sqrt() * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
@@ -162,7 +167,7 @@ class GaussianDiffusion:
         equally likely intervals, all at one random offset (Kingma et al. 2021, App. I.1). So
         the images must come in random order.
         """
-        offset = torch.rand((), device=self.device, generator=generator, dtype=torch.float64)
+        offset = torch.rand((), device=self.device, generator=generator, dtype=self.density.dtype)
         u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
         t = torch.searchsorted(self.density.cumsum(0), u, right=True).clamp(max=self.timesteps)
         return t, (1 / (self.count_trained(self.timesteps) * self.density[t])).float()
@@ -200,8 +205,12 @@ def make_diffusion(
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """One value, or one per image (B,), as (B, 1, ..., 1) in the dtype of ``like``."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    """One value, or one per image (B,) as (B, 1, ..., 1), in the dtype of ``like``.
+
+    One value meets images of any device.
+    """
+    values = values.to(like.dtype)
+    return values.to(like.device).view(-1, *[1] * (like.ndim - 1)) if values.ndim else values
 
 
 # Losses differ only in their weight on t. Each function returns it for the squared error of the

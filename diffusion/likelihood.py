@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
 from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
+from utils.devices import double
 
 CHUNK = 256  # images per network evaluation
 GROUPS = 32  # bins of t over which the error of x_0 is averaged
@@ -74,12 +75,12 @@ def bounds(
     """
     (x_0, _), diffusion = images, model.diffusion
     generator = torch.Generator().manual_seed(0)
-    grid = torch.tensor(uniform_grid(diffusion, steps), device=x_0.device)
+    grid = torch.tensor(uniform_grid(diffusion, steps))
     which, weight = sample_jumps(diffusion, grid, len(x_0), terms, generator)
-    squared = torch.zeros(which.shape, dtype=torch.float64, device=x_0.device)
+    squared = torch.zeros(which.shape, dtype=torch.float64)
     for k in range(which.shape[1]):
         estimates = estimate(model, images, grid[which[:, k]], generator)
-        squared[:, k] = (x_0 - estimates).double().square().flatten(1).sum(1)
+        squared[:, k] = double(x_0 - estimates).square().flatten(1).sum(1)
     decoded = estimate(model, images, grid[-2].expand(len(x_0)), generator)
 
     dimensions = x_0[0].numel()
@@ -91,7 +92,7 @@ def bounds(
         sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error)
         kl = kl_terms(diffusion, sigma2, t, s, squared, dimensions)
         nll = discretised_nll(x_0, decoded, last_variance).flatten(1).sum(1)
-        found[name] = Bound(prior, (weight * kl).sum(1) / bits, nll / bits)
+        found[name] = Bound(prior.cpu(), (weight * kl).sum(1) / bits, nll.cpu() / bits)
     return found
 
 
@@ -120,13 +121,14 @@ def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Genera
     """x̂_θ in x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
     x_0, y = images
     noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    t = t.to(x_0.device)
     return model(model.diffusion.q_sample(x_0, t, noise), t, y)
 
 
 def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, (N,)."""
     alpha_bar = diffusion.alpha_bar[-1]
-    of_mean = alpha_bar * x_0.double().square().flatten(1).sum(1)
+    of_mean = alpha_bar * double(x_0).square().flatten(1).sum(1)
     of_variance = -alpha_bar - torch.log1p(-alpha_bar)
     return (of_mean + x_0[0].numel() * of_variance) / 2
 
@@ -146,7 +148,7 @@ def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     The outermost bins are open. Intervals in the upper tail are reflected to the lower one, where
     log_ndtr is accurate.
     """
-    x_0, difference, sigma = x_0.double(), (x_0 - mean).double(), variance.sqrt()
+    x_0, difference, sigma = double(x_0), double(x_0 - mean), variance.sqrt()
     upper = ((difference + HALF_BIN) / sigma).masked_fill(x_0 > 1 - HALF_BIN, math.inf)
     lower = ((difference - HALF_BIN) / sigma).masked_fill(x_0 < -1 + HALF_BIN, -math.inf)
     upper, lower = (
@@ -171,8 +173,7 @@ def last_variances(model: Denoiser, fitted: Images, steps: int) -> dict[str, Ten
     before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
     beta = diffusion.step_variance(t, s)
     posterior = beta if before is None else diffusion.posterior_variance(before, t)
-    t = t.expand(len(x_0)).to(x_0.device)
-    estimated = estimate(model, fitted, t, torch.Generator().manual_seed(1))
+    estimated = estimate(model, fitted, t.expand(len(x_0)), torch.Generator().manual_seed(1))
     return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, estimated)}
 
 
@@ -180,8 +181,8 @@ def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
     """The maximum-likelihood sigma^2, by three successively finer searches."""
     low, high = math.log(1e-8), math.log(4.0)
     for _ in range(3):
-        candidates = torch.linspace(low, high, 17, dtype=torch.float64, device=x_0.device).exp()
-        costs = torch.stack([discretised_nll(x_0, mean, v).mean() for v in candidates])
+        candidates = torch.linspace(low, high, 17, dtype=torch.float64).exp()
+        costs = torch.stack([discretised_nll(x_0, mean, v).mean() for v in candidates]).cpu()
         best, width = candidates[costs.argmin()].log().item(), (high - low) / 16
         low, high = best - width, best + width
     return candidates[costs.argmin()]
@@ -189,21 +190,22 @@ def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def x0_errors(model: Denoiser, images: Images) -> Tensor:
-    """E |x_0 - x_0 hat(x_t, t)|^2 / dimension for every t, (T + 1,) float64; 0 at t = 0.
+    """E |x_0 - x_0 hat(x_t, t)|^2 / dimension for every t, (T + 1,) float64 on the CPU; 0 at t = 0.
 
     One network evaluation per image, at t denser towards 0. What is averaged over neighbouring t is
     the error of v, 1 / (1 - alpha_bar) times that of x_0, as it varies little with t.
     """
     (x_0, _), diffusion = images, model.diffusion
     first, T = diffusion.first_timestep, diffusion.timesteps
-    u = (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
+    u = (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = (first + (T - first) * u**2).round().long()
     estimated = estimate(model, images, t, torch.Generator().manual_seed(2))
-    error = (x_0 - estimated).double().square().flatten(1).mean(1) / (1 - diffusion.alpha_bar[t])
+    squared = double(x_0 - estimated).square().flatten(1).mean(1).cpu()
+    error = squared / (1 - diffusion.alpha_bar[t])
     groups = min(GROUPS, len(x_0))
     at = torch.stack([part.double().mean() for part in t.tensor_split(groups)])
     level = torch.stack([part.mean() for part in error.tensor_split(groups)])
-    at, group = np.unique(at.cpu().numpy(), return_inverse=True)  # a small T repeats some t
-    level = np.bincount(group, level.cpu().numpy()) / np.bincount(group)
+    at, group = np.unique(at.numpy(), return_inverse=True)  # a small T repeats some t
+    level = np.bincount(group, level.numpy()) / np.bincount(group)
     every = np.interp(np.arange(T + 1), at, level)
-    return torch.from_numpy(every).to(x_0.device) * (1 - diffusion.alpha_bar)
+    return torch.from_numpy(every) * (1 - diffusion.alpha_bar)

@@ -43,7 +43,7 @@ def ddpm(
         x_0 = diffusion.denoise(model, x, t, clip)
         x, _ = diffusion.posterior(x_0, x, t, s)
         if s > 0:
-            x = x + VARIANCES[variance](diffusion, t, s, x0_error).sqrt() * randn()
+            x = x + expand(VARIANCES[variance](diffusion, t, s, x0_error).sqrt(), x) * randn()
         yield x
 
 
@@ -86,9 +86,9 @@ def ddim(
         noise = diffusion.predict_noise(x_0, x, t)
         alpha_bar = diffusion.alpha_bar[s]
         sigma2 = eta**2 * diffusion.posterior_variance(t, s)
-        x = alpha_bar.sqrt() * x_0 + (1 - alpha_bar - sigma2).sqrt() * noise
+        x = expand(alpha_bar.sqrt(), x) * x_0 + expand((1 - alpha_bar - sigma2).sqrt(), x) * noise
         if eta > 0 and s > 0:
-            x = x + sigma2.sqrt() * randn()
+            x = x + expand(sigma2.sqrt(), x) * randn()
         yield x
 
 
@@ -118,9 +118,9 @@ def dpmpp(
         h = (diffusion.snr(s) / diffusion.snr(t)).log() / 2  # lambda_s - lambda_t
         D = x_0  # extrapolated to the middle of the step: the second-order correction
         if x_0_before is not None:
-            D = x_0 + (x_0 - x_0_before) * (h / h_before) / 2
+            D = x_0 + (x_0 - x_0_before) * expand(h / h_before, x) / 2
         (_, sigma_t), (alpha_s, sigma_s) = (diffusion.scales(n, x) for n in (t, s))
-        x = sigma_s / sigma_t * x - (alpha_s * torch.expm1(-h)).to(x.dtype) * D
+        x = sigma_s / sigma_t * x - alpha_s * expand(torch.expm1(-h), x) * D
         x_0_before, h_before = x_0, h
         yield x
 

@@ -16,7 +16,7 @@ from evaluation.tasks import Task
 from models import Classifier
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
-from utils.devices import autocast
+from utils.devices import autocast, double
 from utils.images import normalize, to_uint8
 from utils.progress import track
 from utils.seeding import mix, permutation
@@ -169,7 +169,7 @@ def load(path: Path, model: Classifier, task: Task) -> FeatureExtractor:
 
 def unit_scale(features: Tensor) -> float:
     """The factor that makes the mean variance of features (N, D) 1; 1 where none vary (N = 1)."""
-    variance = features.double().var(0).mean().item() if len(features) > 1 else 0.0
+    variance = double(features).var(0).mean().item() if len(features) > 1 else 0.0
     return variance**-0.5 if variance > 1e-12 else 1.0
 
 
@@ -181,7 +181,7 @@ def accuracy_of(model: Classifier, test: LabeledImages, task: Task) -> float | N
         chunk = test[i : i + CHUNK]
         images, labels = task.examples(chunk.images, chunk.labels)
         right.append(model(channels_last(images)).argmax(1) == labels)
-    return torch.cat(right).double().mean().item() if right else None
+    return double(torch.cat(right)).mean().item() if right else None
 
 
 def fit(model: Classifier, train: LabeledImages, task: Task, steps: int = STEPS) -> None:

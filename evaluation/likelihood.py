@@ -16,6 +16,7 @@ from diffusion import (
 from diffusion.likelihood import TERMS
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
+from utils.devices import double
 
 POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
@@ -30,7 +31,7 @@ def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str,
     """
     images = test[:POINTS]
     points = HeldOut.of(images.x_0, images.labels, model.diffusion)
-    losses = held_out_losses(model.network, model.diffusion, points).double()
+    losses = double(held_out_losses(model.network, model.diffusion, points))
     summary = mean if len(losses) > len(images) else mean_and_error
     bands, rows = min(BANDS, max(1, len(losses) // 2)), {}
     for part, t in zip(losses.tensor_split(bands), points.t.tensor_split(bands), strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 from evaluation.features import Features
 from evaluation.metrics import nearest
 from evaluation.tables import Row, show
+from utils.devices import double
 from utils.images import grid, normalize, save_png
 
 PAIRS = 8  # of samples and training images, the closest, shown as a picture
@@ -93,7 +94,7 @@ def closeness(samples: Tensor, real: Tensor) -> Row:
     ``copies``, of samples within half of that. Where M is 0 the samples' own alone, and below
     ENOUGH, where the nearest hundredth is the nearest one, no ``closer``.
     """
-    samples, real = samples.double(), real.double()
+    samples, real = double(samples), double(real)
     row = {"median": samples.median().item(), "percentile_1": samples.quantile(0.01).item()}
     if not len(real):
         return row

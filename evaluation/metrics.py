@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from utils.devices import double
+
 CHUNK = 2**24  # distances held at once
 KERNELS = 2**20  # kernels held at once: they stay in the cache
 
@@ -24,7 +26,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), float64."""
-    features = features.double()
+    features = double(features)
     return features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1)
 
 
@@ -40,7 +42,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     Around 0, hence also negative, for independent rows of one distribution. In float64.
     a, b: (N, D), at least two rows each.
     """
-    a, b = a.double(), b.double()
+    a, b = double(a), double(b)
     within = sum((kernel_sum(x, x) - own_kernels(x)) / (len(x) * (len(x) - 1)) for x in (a, b))
     return within - 2 * kernel_sum(a, b) / (len(a) * len(b))
 
@@ -75,7 +77,7 @@ def inside(points: Tensor, reference: Tensor, k: int) -> float:
     """The share of points that lie in the manifold of the reference."""
     radii = nearest(reference, reference, k + 1)[0][:, k] ** 2  # column 0 is the point itself
     hits = [(d2 <= radii).any(1) for d2 in squared_distances(points, reference)]
-    return torch.cat(hits).double().mean().item()
+    return double(torch.cat(hits)).mean().item()
 
 
 def nearest(points: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -100,4 +102,4 @@ def squared_distances(points: Tensor, reference: Tensor) -> Iterator[Tensor]:
 
 def histogram(labels: Tensor, classes: int) -> list[float]:
     """The share of each class, (classes,)."""
-    return (torch.bincount(labels, minlength=classes).double() / len(labels)).tolist()
+    return (double(torch.bincount(labels, minlength=classes)) / len(labels)).tolist()

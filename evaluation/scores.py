@@ -11,6 +11,7 @@ from evaluation.floor import Floor, Reference
 from evaluation.metrics import frechet_distance, histogram, kernel_distance, precision_recall
 from evaluation.tables import Row, show
 from evaluation.tasks import Task
+from utils.devices import double
 
 PER_FEATURE = 2  # images for each feature of a covariance
 MIN_FOR_FID = PER_FEATURE * 128  # in the features of the classifier
@@ -32,11 +33,11 @@ def score(images: Features, reference: Reference, labeled: bool) -> Row:
         if min(n, len(few)) >= MIN_FOR_KID:
             row[f"kid_{space}@{n}"] = kernel_distance(own, few.spaces[space])
     if min(n, len(few)) > K:
-        pair = precision_recall(few.features.double(), images.features.double(), K)
+        pair = precision_recall(double(few.features), double(images.features), K)
         row |= dict(zip((f"precision@{n}", f"recall@{n}"), pair, strict=True))
     if labeled and not images.task.pretext:
         right = images.predicted == images.source.labels
-        row[f"accuracy@{n}"] = right.double().mean().item()
+        row[f"accuracy@{n}"] = double(right).mean().item()
     return row
 
 

@@ -204,10 +204,10 @@ def write_pictures(folder: Path) -> None:
         Image.new("L", (28, 28), 9 * i).save(folder / f"{i}.png")
 
 
-def store_classifier(root: Path) -> None:
+def store_classifier(root: Path, drawn: dict = DRAWN) -> None:
     """A feature extractor of few steps, where evaluate.py looks for one of these digits."""
-    images, _ = few_digits(None, None)
-    train_set, test_set = (LabeledImages(*DRAWN[part]) for part in (True, False))
+    images, _ = opener(drawn)(None, None)
+    train_set, test_set = (LabeledImages(*drawn[part]) for part in (True, False))
     task = task_of(images)
     path = cache_path(root / "classifiers", images, task)
     load_or_train(train_set, test_set, task, path, steps=20)

@@ -160,7 +160,8 @@ def golden(code: Path, names: Iterable[str]) -> dict[str, Any]:
                 found["evaluate"] = checkout.evaluate()
                 on = "--resume auto --max-steps 12 --device cpu"
                 found["resumed"] = checkout.train(*on.split())
-    return json.loads(re.sub(r"/tmp/tmp\w+", "TMP", json.dumps(found)))
+    text = json.dumps(found).replace(f"{sys.executable} {code.resolve()}/", "python ")
+    return json.loads(re.sub(r"/tmp/tmp\w+", "TMP", text))
 
 
 def main() -> None:

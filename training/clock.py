@@ -11,6 +11,7 @@ from training.optim import LRSchedule
 from training.pace import Pace, agree
 from training.plan import Validations
 from training.state import TrainState
+from utils.devices import synchronize
 from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
@@ -141,6 +142,5 @@ class Clock:
 
     def now(self) -> float:
         """The time once the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return self.clock()

@@ -74,8 +74,8 @@ def changed_environment(ckpt: dict[str, Any], device: torch.device) -> list[str]
         for name in ENVIRONMENT
         if name in before and before[name] != now[name]
     ]
-    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
-        lines.append("kernels of CUDA: the same to rounding, not to the bit")
+    if device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
+        lines.append(f"kernels of {device.type}: the same to rounding, not to the bit")
     return lines
 
 

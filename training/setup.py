@@ -20,7 +20,7 @@ from models.summary import layers, text
 from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.state import TrainState, build
-from utils.devices import main_memory
+from utils.devices import DEVICES, main_memory
 from utils.distributed import Ranks
 from utils.names import check_name
 
@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     )
     parser.add_argument("--name", help="name of the run, by which --ckpt and tables know it")
     parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--device", default="auto", help=f"{DEVICES} [auto]")
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -143,8 +143,8 @@ def load(
 ) -> TrainedModel:
     """The model of a checkpoint file, a version folder, a run's name, or ``latest``.
 
-    run_root: where names are looked up. device: auto, cpu, cuda or cuda:N. Raises CheckpointError,
-    RunNameError, ConfigError, DeviceError: all are InputError.
+        run_root: where names are looked up. device: auto, cpu, cuda, cuda:N or mps. Raises
+    CheckpointError, RunNameError, ConfigError, DeviceError: all are InputError.
     """
     chosen = pick_device(str(device))
     tune(chosen)
@@ -187,7 +187,7 @@ class OpenCheckpoint:
             diffusion.to(device),
             c.image_shape,
             c.model.num_classes,
-            None if self.x0_error is None else self.x0_error.to(device),
+            self.x0_error,
             c,
             self.path,
             self.content["step"],

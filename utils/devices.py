@@ -9,8 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
+from torch import Tensor
 
 from utils.errors import InputError, StoppedError
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+COUNTS: dict[str, Callable[[], float]] = {
+    "cpu": lambda: math.inf,
+    "cuda": lambda: torch.cuda.device_count(),
+    "mps": lambda: torch.mps.device_count(),
+}
 
 
 class DeviceError(InputError):
@@ -18,19 +26,38 @@ class DeviceError(InputError):
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; ``cpu``, ``cuda`` and ``cuda:N`` insist."""
+    """``auto`` is CUDA where there is one; ``cpu``, ``cuda``, ``cuda:N`` and ``mps`` insist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    wrong = DeviceError(f"--device must be {DEVICES}, got {name!r}")
     try:
         device = torch.device(name)
     except RuntimeError as e:
-        raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from e
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(f"--device {name}: this machine has {count} CUDA devices; use cpu")
+        raise wrong from e
+    if device.type not in COUNTS:
+        raise wrong
+    if (device.index or 0) >= (count := COUNTS[device.type]()):
+        kind = device.type.upper()
+        raise DeviceError(f"--device {name}: this machine has {count} {kind} devices; use cpu")
     return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def real_dtype(device: torch.device | str) -> torch.dtype:
+    """The most precise type of number that the device has: float64, but on Apple's GPUs."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
+def double(x: Tensor) -> Tensor:
+    """As float64; on the CPU where the device has none."""
+    return x.to("cpu" if real_dtype(x.device) == torch.float32 else x.device).double()
 
 
 # The words of the CPU's allocator, CUDA, MPS, cuBLAS, cuDNN and the reader of zip files.
@@ -139,6 +166,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16; emulated, it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
     abilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

@@ -131,6 +131,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     backend = "gloo"
+    if device.type == "mps":
+        raise DeviceError("--device mps: ranks cannot share it; use cpu, or start without torchrun")
     if device.type == "cuda":
         take_own_gpu(device, launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
