@@ -59,6 +59,13 @@ def test_every_kind_of_file(trained, tmp_path, capsys):
         assert np.array_equal(arrays["arr_0"][1, :, :, 0], single)
 
 
+@pytest.mark.parametrize(("ckpt", "steps"), [("latest", "[5]"), ("none", "[the checkpoint's]")])
+def test_help_shows_the_settings_of_the_checkpoint_where_there_is_one(trained, capsys, ckpt, steps):
+    with pytest.raises(SystemExit):
+        sample.main(["--run-root", str(trained), "--ckpt", ckpt, "--help"])
+    assert f"two network evaluations {steps}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_files_are_not_overwritten_unless_asked(trained, tmp_path, capsys):
     flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--num", "2", "--out", str(tmp_path)]
     assert sample.main(flags) == 0

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data.datasets
 import train
-from config import Config
+from config import ABOUT, PRESETS, Config
 from training.clock import RESERVE, Clock
 from training.plan import Validations
 from utils import checkpoint
@@ -206,7 +206,23 @@ def test_dry_run_shows_settings_layers_and_data_and_leaves_nothing(few_digits, c
     assert rows["total"][:5] == ["1", "x", "28", "x", "28"]
     assert rows["digits:"][:6] == ["100", "training", "and", "100", "held-out", "images,"]
     assert rows["10"][:3] == ["classes:", "0", "10,"]
+    assert rows["time"][2:4] == ["150", "steps"]  # 30 epochs of 5
+    assert rows["disk"][:5] == ["at", "most", "3", "checkpoints", "of"]
+    assert rows["folder"] == ["Logs_Checkpoints/Inference/version_0"]
     assert list(few_digits.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "lr"), [([], "0.0007"), (["--preset", "original"], "0.0002"), (["--preset"], "0.0007")]
+)
+def test_help_shows_the_settings_of_the_preset_and_what_the_presets_are(capsys, argv, lr):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help", *argv])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"peak learning rate [{lr}]" in out
+    assert all(f"\n  {name:10}{line}\n" in out for name, line in ABOUT.items())
+    assert "[(" not in out  # a tuple as Python writes it
 
 
 @pytest.mark.parametrize(
@@ -227,6 +243,10 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(few_digits, capsy
     assert error.count("\n") == 1
     assert words in error
     assert list(few_digits.iterdir()) == []
+
+
+def test_every_preset_has_a_line_about_it():
+    assert ABOUT.keys() == PRESETS.keys()
 
 
 def test_ctrl_c_saves_and_prints_how_to_continue(few_digits, monkeypatch, capsys):
