@@ -35,11 +35,13 @@ from evaluation.tasks import task_of
 from utils import checkpoint, pytree
 
 ROOT = Path(__file__).parent.parent
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server imports from
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # where the server imports from
 Image.preinit()
-FORK = multiprocessing.get_context("forkserver")
+SERVED = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+FORK = multiprocessing.get_context("forkserver" if SERVED else "spawn")
 CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
-FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
+if SERVED:
+    FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
 SECONDS = 120  # after which a process counts as hanging
 STEPS = 20
 NETWORK = [
@@ -56,6 +58,8 @@ ROWS: list[tuple[str, int, int, str]] = []  # fault, trials, faults that hit, ou
 
 def nobody_can_import() -> bool:
     """Whether another user may enter the folders of what is imported late."""
+    if not hasattr(os, "getuid"):  # Windows
+        return False
     folders = [*Path(torch.__file__).parents, *Path(__file__).parents]
     return os.getuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in folders)
 

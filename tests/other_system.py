@@ -6,11 +6,25 @@ locks are imported; torch itself is there already.
 
 import ctypes
 import errno
+import multiprocessing.reduction
 import os
 import signal
 import stat
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def hide_fork() -> None:
+    """Windows starts processes anew."""
+    del os.fork
+    multiprocessing.reduction.HAVE_SEND_HANDLE = False  # then there is no forkserver
+
+
+def hide_users() -> None:
+    del os.getuid
+    sys.modules.update(pwd=None)
 
 
 def hide_folders() -> None:
@@ -50,9 +64,10 @@ def hide_c_library() -> None:
 
 
 HIDE = {
-    "fork": lambda: delattr(os, "fork"),
+    "fork": hide_fork,
     "fcntl": lambda: sys.modules.update(fcntl=None),
     "resource": lambda: sys.modules.update(resource=None),
+    "getuid": hide_users,
     "sysconf": lambda: delattr(os, "sysconf"),
     "sched_getaffinity": lambda: delattr(os, "sched_getaffinity"),
     "SIGHUP": lambda: delattr(signal, "SIGHUP"),
@@ -64,12 +79,25 @@ HIDE = {
 }
 
 
-def main(where: Path, names: list[str], argv: list[str]) -> None:
-    """Its output goes into a file."""
-    os.chdir(where)
-    sys.stdout = sys.stderr = open("out", "w")  # noqa: SIM115
+def enter(out: Path, names: list[str]) -> None:
+    """Hide these things; print into this file."""
+    sys.stdout = sys.stderr = out.open("w")
     for name in names:
         HIDE[name]()
+
+
+def portable_tests(out: Path, names: list[str]) -> None:
+    """Those that the workflow runs on Windows and macOS."""
+    enter(out, names)
+    import pytest
+
+    os.chdir(ROOT)
+    sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "@.ci/portable"]))
+
+
+def main(where: Path, names: list[str], argv: list[str]) -> None:
+    os.chdir(where)
+    enter(where / "out", names)
     from faults import child_prelude
 
     import sample

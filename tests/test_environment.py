@@ -625,6 +625,18 @@ def test_it_runs_where_a_system_lacks_what_linux_has(names):
         count("a system without what Linux has", 1, 1, "trains, resumes and samples")
 
 
+@pytest.mark.slow
+def test_what_is_tested_on_other_systems_needs_nothing_that_they_lack(tmp_path):
+    """But Windows itself: what it writes differently, for example."""
+    names = [name for name in EVERYTHING if name not in ("folders", "getuid")]  # pytest needs them
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=other_system.portable_tests, args=(tmp_path / "out", names))
+    process.start()
+    process.join(5 * SECONDS)
+    assert process.exitcode == 0, (tmp_path / "out").read_text()
+    count("the tests for other systems, without what Linux has", 1, 1, "they pass")
+
+
 def memory_and_handles(pid: int) -> tuple[float, int]:
     """MB, and open files."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
