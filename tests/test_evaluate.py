@@ -143,13 +143,13 @@ def test_a_part_measured_later_stands_beside_the_first(measure, trained, capsys)
 
 def test_a_report_is_written_after_the_metrics(trained, measure):
     logs = trained / "Inference/version_0"
+    (logs / "report.html").unlink()  # that of the training
     measure("--only", "held-out")
     assert not (logs / "report.html").exists()  # control
     out, found = measure("--only", "held-out", "--report")
     assert out.splitlines()[-1] == str(logs / "report.html")
     page = (logs / "report.html").read_text(encoding="utf-8")
     assert f"{found['held_out']['all']['loss']:.4g}" in page
-    (logs / "report.html").unlink()
 
 
 def test_a_report_needs_the_folder_of_a_run(trained, tmp_path, capsys):

@@ -180,7 +180,8 @@ class Logger:
             self.writer.add_scalar(f"score/{name}", value, step)
         for kind, own in (("train", train_by_t), ("held_out", found.by_quartile)):
             for q, value in enumerate(own or (), start=1):
-                self.writer.add_scalar(f"timesteps/{kind}_quartile_{q}", value, step)
+                if math.isfinite(value):  # no t was drawn in a quarter, in a few steps
+                    self.writer.add_scalar(f"timesteps/{kind}_quartile_{q}", value, step)
         self.last |= losses | scores
         row = {"step": step, "seconds": state.seconds, "train": mean(self.since)}
         row |= {name: losses.get(name) for name in curves} | {"held_out_by_t": found.by_quartile}

@@ -83,7 +83,7 @@ class Validated:
         """The held-out loss in each quarter of 1 ... T."""
         if self.losses is None:
             return None
-        return [part.double().mean().item() for part in self.losses.tensor_split(4)]
+        return [part.mean().item() for part in self.losses.tensor_split(4)]
 
 
 class Validation:
