@@ -351,6 +351,42 @@ def test_a_port_that_is_taken_is_one_line():
             rendezvous.meet(launch)
 
 
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "torchrun": """
+        trap 'sleep 0.1; touch saved; exit 1' USR1
+        echo "$@" > started
+        until [ -e finish ]; do sleep 0.01; done""",
+    "scontrol": 'if [ -e saved ]; then echo "$@" >> queued; fi',
+}
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_slurm_script_queues_itself_again_where_it_was_stopped(tmp_path, stopped):
+    """After the checkpoint, and only then."""
+    for name, script in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    blocks = (ROOT / "docs/distributed.md").read_text(encoding="utf-8").split("```bash\n")
+    (script,) = (block.partition("```")[0] for block in blocks if "#SBATCH" in block)
+    cluster = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    cluster["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=cluster)
+    ends = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < ends:
+        time.sleep(0.01)
+    if stopped:
+        job.send_signal(signal.SIGUSR1)
+    else:
+        (tmp_path / "finish").touch()
+    code = job.wait(60)
+    assert "--run-root runs/7 --resume auto" in (tmp_path / "started").read_text()
+    queued = tmp_path / "queued"
+    assert (queued.read_text() if queued.exists() else code) == ("requeue 7\n" if stopped else 0)
+
+
 @pytest.mark.slow
 def test_the_program_says_after_ten_seconds_for_whom_it_waits(tmp_path):
     """And hears Ctrl-C."""
