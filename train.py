@@ -87,7 +87,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
 
     resumed = args.resumed
     with (
-        StopSignal() as stop,
+        StopSignal(ranks) as stop,
         memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
         open_run(args.run_root, resumed and resumed.path, ranks) as run,
         Logger(run, state, (train_set, test_set)) as logger,

@@ -28,6 +28,7 @@ import train
 from training.state import Epochs
 from utils import checkpoint, rendezvous
 from utils.distributed import Ranks, share
+from utils.process import StopSignal
 
 # 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
 PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
@@ -181,35 +182,51 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     assert survive_death(tmp_path, 7)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> str:
+    """What two ranks come to that nobody disturbs."""
+    where = tmp_path_factory.mktemp("unbroken")
+    wait_for(torchrun(where))
+    return result(where)
+
+
 @pytest.mark.slow
-def test_a_rank_may_die_at_any_step(tmp_path):
+def test_a_rank_may_die_at_any_step(tmp_path, unbroken):
     """Two addends have one sum: so with two ranks the result is the same to the bit."""
-    whole = tmp_path / "whole"
-    launcher = torchrun(whole)
-    wait_for(launcher)
     hits = 0
     for step in range(2, 12):
         hits += survive_death(tmp_path / str(step), step)
-        assert result(tmp_path / str(step)) == result(whole)
+        assert result(tmp_path / str(step)) == unbroken
     assert hits == 10
     count("SIGKILL of one of two ranks under torchrun", 10, hits, "equal to the bit")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to", ["launcher", "all"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path, number):
+def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path, number, to, unbroken):
+    """Or to all its processes, as clusters send it."""
     launcher = torchrun(tmp_path, SLOW="1")
     folder, ends = tmp_path / "Logs_Checkpoints/checkpoints/version_0", time.monotonic() + 60
     while max(checkpoint.steps(folder), default=0) < 3 and time.monotonic() < ends:
         time.sleep(0.05)
-    launcher.send_signal(number)
+    pids = [launcher.pid]
+    if to == "all":
+        pids = [*children(launcher.pid), launcher.pid]
+        assert len(pids) == 3
+    for pid in pids:
+        os.kill(pid, number)
     out, _ = wait_for(launcher)
     assert "Interrupted after step" in out
     assert 3 <= newest(tmp_path)["step"] < 12
-    for launcher in (torchrun(tmp_path / "whole"), torchrun(tmp_path)):
-        wait_for(launcher)
-    assert result(tmp_path) == result(tmp_path / "whole")
+    wait_for(torchrun(tmp_path))
+    assert result(tmp_path) == unbroken
     count("SIGTERM, SIGHUP or SIGUSR1 to torchrun", 1, 1, "all ranks stop, equal to the bit")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it started."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
@@ -336,6 +353,42 @@ def test_a_port_that_is_taken_is_one_line():
             rendezvous.meet(launch)
 
 
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "torchrun": """
+        trap 'sleep 0.1; touch saved; exit 1' USR1
+        echo "$@" > started
+        until [ -e finish ]; do sleep 0.01; done""",
+    "scontrol": 'if [ -e saved ]; then echo "$@" >> queued; fi',
+}
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_slurm_script_queues_itself_again_where_it_was_stopped(tmp_path, stopped):
+    """After the checkpoint, and only then."""
+    for name, script in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    blocks = (ROOT / "docs/distributed.md").read_text(encoding="utf-8").split("```bash\n")
+    (script,) = (block.partition("```")[0] for block in blocks if "#SBATCH" in block)
+    cluster = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    cluster["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=cluster)
+    ends = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < ends:
+        time.sleep(0.01)
+    if stopped:
+        job.send_signal(signal.SIGUSR1)
+    else:
+        (tmp_path / "finish").touch()
+    code = job.wait(60)
+    assert "--run-root runs/7 --resume auto" in (tmp_path / "started").read_text()
+    queued = tmp_path / "queued"
+    assert (queued.read_text() if queued.exists() else code) == ("requeue 7\n" if stopped else 0)
+
+
 @pytest.mark.slow
 def test_the_program_says_after_ten_seconds_for_whom_it_waits(tmp_path):
     """And hears Ctrl-C."""
@@ -354,6 +407,14 @@ def test_the_program_says_after_ten_seconds_for_whom_it_waits(tmp_path):
         assert ended.err.splitlines()[-2].startswith(f"rank {rank} waits for rank {1 - rank} of 2")
         assert ended.err.splitlines()[-1] == "train.py: interrupted before the first step"
     count("a rank that does not start", 2, 2, "said after ten seconds, Ctrl-C is heard")
+
+
+def test_ranks_are_not_ended_by_a_signal_that_comes_twice():
+    """From the cluster and from the launcher. tests/test_crash.py has one process, which is."""
+    with StopSignal(Ranks(0, 2)) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
 
 
 def test_one_process_joins_nothing():

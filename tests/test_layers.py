@@ -17,7 +17,7 @@ FLOORS = [
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def imported(source: str) -> set[str]:
+def imported(source: str | bytes) -> set[str]:
     """The top-level packages that a source file imports, anywhere in it."""
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -25,7 +25,7 @@ def imported(source: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def violations(room: str, source: str) -> set[str]:
+def violations(room: str, source: str | bytes) -> set[str]:
     """The rooms it imports that are not on a lower floor."""
     return {r for r in imported(source) - {room} if FLOOR.get(r, -1) >= FLOOR[room]}
 
@@ -39,7 +39,7 @@ def rooms() -> Iterator[tuple[str, Path]]:
 def test_rooms_import_lower_floors_only():
     assert {room for room, _ in rooms()} == FLOOR.keys()
     assert {
-        str(path): found for room, path in rooms() if (found := violations(room, path.read_text()))
+        str(path): found for room, path in rooms() if (found := violations(room, path.read_bytes()))
     } == {}
 
 
@@ -77,7 +77,7 @@ def unguarded(node: ast.AST) -> Iterator[str]:
 
 def test_nothing_is_used_unguarded_that_other_systems_lack():
     """tests/other_system.py looks whether the guards are good."""
-    found = {str(path): set(unguarded(ast.parse(path.read_text()))) for _, path in rooms()}
+    found = {str(path): set(unguarded(ast.parse(path.read_bytes()))) for _, path in rooms()}
     assert {path: names for path, names in found.items() if names} == {}
 
 
@@ -94,12 +94,12 @@ def test_the_root_holds_scripts_and_config_alone():
 
 
 def test_config_imports_no_torch():
-    assert "torch" not in imported((ROOT / "config.py").read_text())
+    assert "torch" not in imported((ROOT / "config.py").read_bytes())
 
 
 def test_init_files_only_re_export():
     for path in ROOT.glob("*/__init__.py"):
-        kinds = {type(node) for node in ast.parse(path.read_text()).body}
+        kinds = {type(node) for node in ast.parse(path.read_bytes()).body}
         assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}, path
 
 

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TextIO
 
 from utils.devices import memory_errors
-from utils.distributed import Ranks
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, StoppedError
 from utils.runs import ROOT
 
@@ -95,10 +95,14 @@ def interruptible() -> Iterator[None]:
 
 
 class StopSignal:
-    """Within ``with``: the first stop signal is recorded; a second one ends the program at once."""
+    """Within ``with``: the first stop signal is recorded; a second one ends the program at once.
 
-    def __init__(self) -> None:
-        self.number = 0
+    Not where there are several ranks: a cluster signals each of them, and so does their launcher,
+    which kills them in the end.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.number, self.ranks = 0, ranks
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -108,6 +112,8 @@ class StopSignal:
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
         self.number = number
+        if self.ranks.world > 1:
+            return
         restore(dict.fromkeys(self.before, signal.SIG_DFL))
         if signal.SIGINT in self.before:
             signal.signal(signal.SIGINT, self.interrupt)
