@@ -579,9 +579,10 @@ def test_curves_named_by_the_clock_would_end_at_the_resume():
 
 
 def test_at_every_instant_there_are_two_whole_checkpoints():
-    """Watched from outside while it saves at every step."""
+    """Watched from outside while it saves at every step of one epoch."""
     with folder() as where:
-        process, looks = Process(where, [*AGAIN, "--save-minutes", "0", "--max-steps", "40"]), 0
+        flags = ["--save-minutes", "0", "--max-steps", "40", "--min-epoch-images", "9600"]
+        process, looks = Process(where, [*AGAIN, *flags]), 0
         assert process.wait_for(4)
         while process.process.is_alive():
             there = list(checkpoints(where).values())
