@@ -129,6 +129,7 @@ def test_curves_that_cannot_be_written_do_not_cost_the_run():
         count("the folder of the curves vanishes", 1, 1, "a warning, the same result to the bit")
 
 
+@pytest.mark.parametrize("trials", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [
@@ -136,14 +137,16 @@ def test_curves_that_cannot_be_written_do_not_cost_the_run():
         ("with_a_broken_tensorboard", "Descriptors cannot be created directly"),
     ],
 )
-def test_tensorboard_costs_the_curves_only(hook, reason):
-    with folder() as where:
-        ended = run(where, AGAIN, f"sabotage.{hook}")
-        assert ended.code == 0
-        assert ended.err.count("no more curves") == ended.err.count(reason) == 1
-        assert newest(where)["step"] == STEPS
-        assert not list((where / LOGS).glob("events*"))
-        count("TensorBoard missing or broken", 1, 1, "a warning; the run has no curves")
+def test_tensorboard_costs_the_curves_only(hook, reason, trials):
+    for seed in range(trials):
+        with folder() as where:
+            ended = run(where, [*AGAIN, "--seed", str(seed)], f"sabotage.{hook}")
+            assert ended.code == 0
+            assert ended.err.count("no more curves") == ended.err.count(reason) == 1
+            assert newest(where)["step"] == STEPS
+            assert not list((where / LOGS).glob("events*"))
+    end = "a warning; the run has no curves"
+    count("TensorBoard missing or broken", trials, trials, end)
 
 
 def test_a_path_that_is_no_text_costs_no_curve(tmp_path):
@@ -157,6 +160,7 @@ def test_a_path_that_is_no_text_costs_no_curve(tmp_path):
         path.encode()
 
 
+@pytest.mark.parametrize("steps", [[7], pytest.param([6, 8, 11, 18], marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("hook", "line"),
     [
@@ -165,18 +169,30 @@ def test_a_path_that_is_no_text_costs_no_curve(tmp_path):
         ("no_memory_on_the_gpu", "out of memory, tried to allocate 20.00 MiB: "),
     ],
 )
-def test_too_little_memory_is_one_line_with_what_to_lower(hook, line):
-    with folder() as where:
-        ended = run(where, AGAIN, f"sabotage.{hook}", 7)
-        assert ended.code == 1
-        one_line(ended.err, f"train.py: stopped: {line}", "--batch-size", "--grad-accum")
-        one_line(ended.err, "--checkpoint-activations", "the last good one is", "00000005.pt")
-        assert not leftovers(where)
-        count("out of memory", 1, 1, "one line, exit code 1, names the last checkpoint")
+def test_too_little_memory_is_one_line_with_what_to_lower(hook, line, steps):
+    for step in steps:
+        with folder() as where:
+            ended = run(where, AGAIN, f"sabotage.{hook}", step)
+            assert (ended.code, ended.step) == (1, step - 1)  # it failed before it was counted
+            saved = checkpoints(where)[(step - 1) // 5 * 5]
+            one_line(ended.err, f"train.py: stopped: {line}", "--batch-size", "--grad-accum")
+            one_line(ended.err, "--checkpoint-activations", "the last good one is", saved.name)
+            assert not leftovers(where)
+    end = "one line, exit code 1, names the last checkpoint"
+    count("out of memory", len(steps), len(steps), end)
 
 
 @needs_nobody
-def test_threads_that_the_system_refuses():
+@pytest.mark.parametrize("trials", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_threads_that_the_system_refuses(trials):
+    for _ in range(trials):
+        refuse_threads()
+    n = 3 * trials
+    count("the system starts no threads", n, n, "one line, exit code 1; one thread suffices")
+
+
+def refuse_threads() -> None:
+    """To OpenMP, which ends the process; with one thread; to those that decode images."""
     with folder() as where:
         for name in ("out", "err"):
             (where / name).touch(mode=0o666)
@@ -194,7 +210,6 @@ def test_threads_that_the_system_refuses():
         assert ended.code == 1
         one_line(ended.err, "the system starts no more threads or processes: raise the limit")
         assert not (where / "other").exists()
-        count("the system starts no threads", 3, 3, "one line, exit code 1; one thread suffices")
 
 
 @needs_nobody
@@ -228,8 +243,16 @@ def evaluated(where: Path, *argv: str) -> tuple[int, str, str]:
 
 
 @needs_nobody
-def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere():
+@pytest.mark.parametrize("trials", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere(trials):
     """And without --out it is one line, before anything is drawn."""
+    for _ in range(trials):
+        evaluate_without_rights()
+    end = "one line, before any work; --out works"
+    count("evaluate.py on a run that may not be written", trials, trials, end)
+
+
+def evaluate_without_rights() -> None:
     with folder() as where:
         assert run(where, [*SMALL, "--max-steps", "5"]).code == 0
         store_classifier(where / "Logs_Checkpoints")
@@ -250,7 +273,6 @@ def test_a_run_that_may_not_be_written_can_be_evaluated_elsewhere():
         }  # fmt: skip
         assert "drawing" in out
         assert contents(where / "Logs_Checkpoints") == before
-        count("evaluate.py on a run that may not be written", 1, 1, "one line, before any work")
 
 
 def prune_as_nobody(where: str) -> None:
@@ -557,9 +579,10 @@ def test_curves_named_by_the_clock_would_end_at_the_resume():
 
 
 def test_at_every_instant_there_are_two_whole_checkpoints():
-    """Watched from outside while it saves at every step."""
+    """Watched from outside while it saves at every step of one epoch."""
     with folder() as where:
-        process, looks = Process(where, [*AGAIN, "--save-minutes", "0", "--max-steps", "40"]), 0
+        flags = ["--save-minutes", "0", "--max-steps", "40", "--min-epoch-images", "9600"]
+        process, looks = Process(where, [*AGAIN, *flags]), 0
         assert process.wait_for(4)
         while process.process.is_alive():
             there = list(checkpoints(where).values())

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from faults import (
     AGAIN,
     NETWORK,
@@ -102,13 +103,15 @@ def resume_linked(done: Path, part: str, hook: str = "") -> list[int]:
         return versions
 
 
-def test_a_run_root_may_be_put_together_by_links():
+@pytest.mark.parametrize("trials", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_root_may_be_put_together_by_links(trials):
     with folder() as done:
         assert run(done, [*SMALL, "--max-steps", "10"]).code == 0
-        for part in PARTS:
+        for part in PARTS * trials:
             assert resume_linked(done, part) == [0], part
         assert resume_linked(done, "checkpoints", "sabotage.resolve_links") == [0, 1]  # control
-    count("a folder of the run root is a link", len(PARTS), len(PARTS), "the same version goes on")
+    n = trials * len(PARTS)
+    count("a folder of the run root is a link", n, n, "the same version goes on")
 
 
 def test_a_link_to_a_checkpoint_is_that_checkpoint():

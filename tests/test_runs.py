@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from faults import AGAIN, Process, newest
+from faults import AGAIN, Process, count, newest
 
 from utils import runs
 from utils.errors import StoppedError
@@ -105,9 +105,13 @@ def test_what_is_recorded_is_the_revision_at_the_start(tmp_path):
     assert calls.read_text() == "\n"
 
 
-def test_git_that_hangs_is_waited_for_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trials", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_git_that_hangs_is_waited_for_once(tmp_path, monkeypatch, trials):
     calls = tmp_path / "calls"
-    for name, value in fake_git(tmp_path, f"echo >> {calls}; sleep 60").items():
+    for name, value in fake_git(tmp_path, f"echo >> {calls}; exec sleep 60").items():
         monkeypatch.setenv(name, value)
-    assert [runs.git_revision(tmp_path, 2.0) for _ in range(3)] == ["unknown"] * 3
-    assert calls.read_text() == "\n"
+    for trial in range(trials):
+        timeout = 1.0 + trial / 100  # asked anew: what is known stays known
+        assert [runs.git_revision(tmp_path, timeout) for _ in range(3)] == ["unknown"] * 3
+    assert calls.read_text() == "\n" * trials
+    count("git hangs", trials, trials, "waited for once, the revision is unknown")
