@@ -122,7 +122,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     opened = args.opened
     recorded = opened.content.get("data", {})
     with ranks.first_before_others():
-        loading = Loading(cache_folder(opened.path), ranks.silent, digests=recorded.get("digests"))
+        known = {"digests": recorded.get("digests"), "held_out": recorded.get("held_out")}
+        loading = Loading(cache_folder(opened.path), ranks.silent, **known)
         train_set, test_set = load_splits(
             data_options(opened.config), recorded.get("fingerprint"), loading
         )

@@ -100,7 +100,11 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             logger.start(args.name, resumed is not None)
         validation = Validation(state, train_set, test_set)
         scorer = make_scorer(args, state, (train_set, test_set))
-        notes = {"name": args.name, "data": data_record(train_set), "environment": machine}
+        notes = {
+            "name": args.name,
+            "data": data_record(train_set, test_set),
+            "environment": machine,
+        }
         clock.start(state)
         with logger.progress_bar():
             while not state.finished and not stop.agreed(ranks):

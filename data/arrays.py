@@ -13,17 +13,19 @@ from utils.labels import natural_key, readable
 
 # Names of arrays, the first that is there: of torchvision-like, Keras and MedMNIST files, and ours.
 TRAIN = ("images", "x_train", "train_images", "x", "arr_0", "data")
-TEST = ("test_images", "x_test", "val_images")
+TEST = ("test_images", "x_test", "val_images", "x_val", "x_valid")
 LABELS = {  # of an array of images
-    "images": ("labels", "label", "y", "targets"),
+    "images": ("labels", "label", "y", "targets", "target"),
     "x_train": ("y_train",),
     "train_images": ("train_labels",),
     "x": ("y", "labels", "label", "targets"),
     "arr_0": ("arr_1",),
-    "data": ("labels", "label", "y", "targets"),
+    "data": ("labels", "label", "y", "targets", "target"),
     "test_images": ("test_labels",),
     "x_test": ("y_test",),
     "val_images": ("val_labels",),
+    "x_val": ("y_val",),
+    "x_valid": ("y_valid",),
 }
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -70,6 +72,8 @@ def list_arrays(path: Path) -> Listing:
     if test and set(labels[1]) - set(labels[0]):
         raise DataError(f"{readable(str(path))}: some classes have test images alone")
     left_out = Counter({f"in {name}": len(arrays[by_lower[name]]) for name in test[1:]})
+    known = {*TRAIN, *TEST, *(name for own in LABELS.values() for name in own)}
+    left_out |= {f"array of another name ({n})": 1 for n in arrays if n.lower() not in known}
     index = {name: i for i, name in enumerate(names)}
     files = [
         ImageFile(f"{('train', 'test')[part]} {i}", index[name], bool(part))
@@ -90,6 +94,8 @@ def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
             return {n: opened[n] if n.lower() in known else np.empty(0) for n in opened.files}
     except Exception as e:  # numpy and zipfile raise what they like for damaged files
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        if "pickle" in reason:  # numpy advises to load it all the same
+            reason = "damaged, or not of numbers"
         raise DataError(f"cannot read the arrays of {readable(str(path))}: {reason}") from e
 
 

@@ -6,7 +6,7 @@ torchvision is imported only by the functions that need it, as that takes a seco
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from data.errors import DataError, DataNotFound
 from data.folder import check_recorded, open_folder, open_listing
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
 from data.image_set import ImageSet, TensorSet
-from data.listing import Folder, ImageFile, Listing, is_image_name
+from data.listing import CONTAINERS, Folder, ImageFile, Listing, is_image_name, why_left_out
 from data.options import DataOptions, Loading
 from utils.labels import match_classes
 
@@ -193,11 +193,17 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
 def holds_images(data_root: str) -> bool:
     """Whether these are someone's own images: such files, but no data set of torchvision."""
     root = Path(data_root)
-    if root.suffix.lower() in (".zip", ".npz", ".npy"):
-        return root.is_file()
+    if root.is_file():
+        return may_hold(root.name)
     if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
         return False
-    return any(is_image_name(name) for name in Folder(root).walk())
+    source = Folder(root)
+    return any(may_hold(name) or not why_left_out(source, name) for name in source.walk())
+
+
+def may_hold(name: str) -> bool:
+    """Whether a file of this name is an image, or one that images are read from."""
+    return is_image_name(name) or PurePosixPath(name).suffix.lower() in CONTAINERS
 
 
 DATASETS: dict[str, Callable[[DataOptions, Loading], Splits]] = {

@@ -91,11 +91,14 @@ def orientation(image: Image.Image) -> int:
 def colour(name: str) -> tuple[int, int, int]:
     """A colour's name or #rrggbb as RGB. Raises DataError."""
     try:
-        return ImageColor.getrgb(name)[:3]
+        red, green, blue, *opacity = ImageColor.getrgb(name)
     except ValueError as e:
         raise DataError(
             f"--background takes white, black, #808080 and the like, got {name!r}"
         ) from e
+    if opacity not in ([], [255]):
+        raise DataError(f"--background must be opaque, got {name!r}")
+    return red, green, blue
 
 
 def eight_bit(image: Image.Image, packing: str = "") -> Image.Image:

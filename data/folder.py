@@ -106,9 +106,12 @@ def open_listing(
             **common, read=reader, files=names, image_shape=shape, fingerprint=fingerprint
         )
 
-    train_set, test_set = part(~test), part(test)
-    if line := check_recorded(train_set, options, loading):
-        train_set = replace(train_set, notes=(*notes, line))
+    train_set = part(~test)
+    lines = check_recorded(train_set, options, loading)
+    test, more = check_held_out(test, decoded.digests, options, loading)
+    test_set = part(test)
+    lines += (*more, *trained_too(train_set.digests, test_set.digests))
+    train_set = replace(train_set, notes=(*notes, *lines))
     if path:
         store(path, decoded, how)
     return train_set, test_set
@@ -137,24 +140,57 @@ def check_classes(listing: Listing, labels: Tensor) -> None:
         )
 
 
-def check_recorded(train_set: ImageSet, options: DataOptions, loading: Loading) -> str | None:
+def check_recorded(train_set: ImageSet, options: DataOptions, loading: Loading) -> tuple[str, ...]:
     """DataError unless these are the images a run was begun with, or what is left of them.
 
     A line, where some are gone.
     """
     if not loading.fingerprint or train_set.fingerprint == loading.fingerprint:
-        return None
+        return ()
     if loading.digests is not None:
         before, now = rows_of(loading.digests), rows_of(train_set.digests)
         gone = len(loading.digests) - len(train_set)
         if options.skip_damaged and now < before and gone <= len(loading.digests) / 2:
-            return f"{gone:,} of {len(loading.digests):,} training images are gone since the start"
+            total = len(loading.digests)
+            return (f"{gone:,} of {total:,} training images are gone since the start",)
         if now < before:
             raise DataError(
                 f"{gone:,} of the {len(loading.digests):,} images ({train_set.source}) that this "
                 "run was trained on are gone: bring them back, or go on with --skip-damaged"
             )
     raise DataError(f"the images ({train_set.source}) are not those this run was trained on")
+
+
+def trained_too(trained: Tensor, held_out: Tensor) -> list[str]:
+    """A line where test images are copies of training images, as a test folder may have them."""
+    known = rows_of(trained)
+    copies = sum(row in known for row in map(bytes, held_out.tolist()))
+    return [f"{copies:,} held-out images are trained on, too, as byte-by-byte copies"] * (
+        copies > 0
+    )
+
+
+def check_held_out(
+    test: Tensor, digests: Tensor, options: DataOptions, loading: Loading
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Which images are held out, (N,) bool, of those that were when the run began; lines to print.
+
+    Images that came later are left out. DataError where some are gone, unless damaged ones may be.
+    """
+    if loading.held_out is None:
+        return test, ()
+    before = rows_of(loading.held_out)
+    known = torch.tensor([row in before for row in map(bytes, digests.tolist())], dtype=torch.bool)
+    new, gone = int((test & ~known).sum()), len(before - rows_of(digests[test]))
+    lines = []
+    if new:
+        lines.append(f"{new:,} images are new since the start of the run: left out")
+    if gone:
+        line = f"{gone:,} of {len(before):,} held-out images are gone or changed since the start"
+        if not options.skip_damaged:
+            raise DataError(f"{line}: bring them back, or go on with --skip-damaged")
+        lines.append(line)
+    return test & known, tuple(lines)
 
 
 def rows_of(digests: Tensor) -> set[bytes]:

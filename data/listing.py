@@ -23,6 +23,7 @@ ACCEPTED = (
 )
 MAX_FILE_BYTES = 2**30
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
+CONTAINERS = (".zip", ".npz", ".npy")  # files that images are read from
 # Besides hidden files and folders: what systems leave behind.
 IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 IGNORED |= {"System Volume Information"}
@@ -92,9 +93,10 @@ class Folder:
         def fail(e: OSError) -> None:
             raise DataError(f"cannot read the folder {readable(str(e.filename))}: {e.strerror}")
 
+        around = self.root.resolve().parents
         for folder, folders, names in os.walk(self.root, onerror=fail, followlinks=True):
             inside = Path(folder).relative_to(self.root)
-            above = [self.root / parent for parent in inside.parents]
+            above = [*(self.root / parent for parent in inside.parents), *around]
             if any(os.path.samefile(folder, parent) for parent in above if inside.parts):
                 folders.clear()  # a link to a folder above
                 continue
@@ -129,13 +131,16 @@ class Zip:
         except Exception as e:  # zipfile raises what it likes for damaged files
             raise DataError(f"cannot read the zip {self.description}: {e}") from e
         files = (i for i in self.archive.infolist() if not i.is_dir())
-        self.members = {i.filename.replace("\\", "/").lstrip("/"): i for i in files}
+        self.members = {
+            str(PurePosixPath(i.filename.replace("\\", "/").lstrip("/"))): i for i in files
+        }
 
     def walk(self) -> Iterator[str]:
         yield from self.members
 
     def is_file(self, name: str) -> bool:
-        return name in self.members
+        """False for links, which lead nowhere in an archive."""
+        return not stat.S_ISLNK(self.members[name].external_attr >> 16)
 
     def open(self, name: str) -> tuple[Image.Image, bytes]:
         if self.members[name].file_size > MAX_FILE_BYTES:
@@ -181,10 +186,15 @@ def list_images(source: Folder | Zip) -> Listing:
             names.append(name)
     if not names:
         found = f" ({summary(left_out)})" if left_out else ""
+        for name in sorted(source.walk()):
+            if PurePosixPath(name).suffix.lower() in CONTAINERS:
+                found += f"; for those in {readable(name)} make it the --data-root"
+                break
         raise DataNotFound(f"no images in {source.description}{found}: {ACCEPTED}")
     depth = 0
     while len(heads(names, depth)) == 1 and not at_top(names, depth):
         depth += 1
+    refuse_domains(source, heads(names, depth))
     train, tests = split_parts(names, depth)
     if not tests:
         class_names, files = label(names, depth, left_out)
@@ -207,12 +217,14 @@ def list_images(source: Folder | Zip) -> Listing:
     files = labelled(inside[train], depth + 1, folders, left_out)
     tested = labelled(inside[test], depth + 1, folders, left_out)
     files += [replace(file, test=True) for file in tested]
-    return Listing(source, tuple(files), tuple(map(readable, folders)), left_out)
+    return Listing(source, tuple(files), named_apart(folders), left_out)
 
 
 def why_left_out(source: Folder | Zip, name: str) -> str:
     """The reason to leave this file out; empty for an image."""
     path = PurePosixPath(name)
+    if ".." in path.parts:
+        return "outside the archive"
     if any(part.startswith(".") or part in IGNORED for part in path.parts):
         return "hidden"
     if not source.is_file(name):
@@ -255,7 +267,7 @@ def split_parts(names: list[str], depth: int) -> tuple[str | None, list[str]]:
     """
     found: dict[str, str] = {}
     for head in sorted(heads(names, depth)):
-        word = re.sub(r"[ _-]*(set|images?|data|\d+)$", "", head.lower())
+        word = part_of(head)
         if word in (*TRAIN, *TEST):
             found.setdefault(word, head)
     tests = [found[word] for word in TEST if word in found]
@@ -263,6 +275,21 @@ def split_parts(names: list[str], depth: int) -> tuple[str | None, list[str]]:
     if train is None and heads(names, depth) != set(tests):
         return None, []  # classes, one of which has such a name
     return train, tests
+
+
+def refuse_domains(source: Folder | Zip, folders: set[str]) -> None:
+    """DataError for trainA, trainB, testA, testB: their test images would be trained on."""
+    found = sorted(name for name in folders if re.fullmatch(r"(train|test|val)[ _-]?[AB]", name))
+    if len(found) > 1:
+        raise DataError(
+            f"{source.description} has {listed(found)}: arrange them as train/A, train/B, test/A, "
+            "test/B, or name one of them as --data-root"
+        )
+
+
+def part_of(folder: str) -> str:
+    """``train``, ``test`` and the like, for train_images, Training, train2017; else the name."""
+    return re.sub(r"[ _-]*(set|images?|data|\d+)$", "", folder.lower())
 
 
 def under(names: Sequence[str], depth: int, folder: str) -> list[str]:
@@ -276,12 +303,20 @@ def class_folders(names: Sequence[str], depth: int) -> list[str]:
     return folders if len(folders) > 1 else []
 
 
+def named_apart(folders: Sequence[str]) -> tuple[str, ...]:
+    """As they are printed. DataError where two are printed alike, as NFC and NFD are."""
+    names = tuple(map(readable, folders))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"several class folders are called {listed(twice)}: rename all but one")
+    return names
+
+
 def label(
     names: Sequence[str], depth: int, left_out: Counter[str]
 ) -> tuple[tuple[str, ...], list[ImageFile]]:
     """Class names, and the images with their labels."""
     folders = class_folders(names, depth)
-    return tuple(map(readable, folders)), labelled(names, depth, folders, left_out)
+    return named_apart(folders), labelled(names, depth, folders, left_out)
 
 
 def labelled(
@@ -293,7 +328,12 @@ def labelled(
     left_out["beside the class folders"] += len(at_top(names, depth))
     index = {folder: i for i, folder in enumerate(folders)}
     inside = [name for name in names if name.count("/") > depth]
-    return [ImageFile(name, index[name.split("/")[depth]]) for name in inside]
+    parts = {name: part_of(name.split("/")[depth + 1]) for name in inside}
+    split = {*parts.values()} <= {*TRAIN, *TEST} and {*parts.values()} & {*TRAIN}
+    return [
+        ImageFile(name, index[name.split("/")[depth]], bool(split and parts[name] in TEST))
+        for name in inside
+    ]
 
 
 def summary(counts: Counter[str]) -> str:

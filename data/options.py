@@ -21,6 +21,7 @@ class Loading:
     that decoded images may take; None: a share of the memory of this machine. size_multiple: of
     height and width, where the images' own size is taken. fingerprint, digests: of the training
     images that a run was begun with; with skip_damaged, those of them that are left are taken.
+    held_out: the digests of its held-out images.
     """
 
     cache: Path | None = None
@@ -31,6 +32,7 @@ class Loading:
     size_multiple: int = 1
     fingerprint: str | None = None
     digests: Tensor | None = None
+    held_out: Tensor | None = None
 
 
 @dataclass(frozen=True)

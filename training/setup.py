@@ -185,6 +185,7 @@ def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
                 check,
                 size_multiple=config.model.size_multiple,
                 digests=recorded.get("digests"),
+                held_out=recorded.get("held_out"),
             )
             options = data_options(config)
             train_set, test_set = load_splits(options, recorded.get("fingerprint"), loading)
@@ -215,12 +216,13 @@ def check_data(config: Config, classes: int, size: tuple[int, int]) -> None:
         raise ConfigError(f"{e}; --image-size chooses another size") from e
 
 
-def data_record(train_set: ImageSet) -> dict[str, Any]:
+def data_record(train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
     """What a checkpoint says of its images."""
     return {
         "source": train_set.source,
         "fingerprint": train_set.fingerprint,
         "digests": train_set.digests,
+        "held_out": test_set.digests,
         "class_names": list(train_set.class_names),
         "notes": list(train_set.notes),
     }
