@@ -111,12 +111,19 @@ def test_a_file_of_the_first_format_stays_loadable():
     assert digest(loaded) != FORMAT_1  # control
 
 
-def test_a_run_of_the_first_format_resumes_and_samples(few_digits, capsys):
-    """Step 7 of 9, within an epoch of 4, written by commit 777e570."""
+@pytest.mark.parametrize(
+    ("name", "written_by"),
+    [("format_1_run.pt", "2.14.1+cu130"), ("torch_2_11_run.pt", "2.11.0+cu130")],
+)
+def test_a_run_of_an_earlier_release_resumes_and_samples(few_digits, capsys, name, written_by):
+    """Step 7 of 9, within an epoch of 4: by commit 777e570, and by the oldest PyTorch allowed."""
     path = few_digits / "old.pt"
-    shutil.copy(Path(__file__).with_name("format_1_run.pt"), path)
+    shutil.copy(Path(__file__).with_name(name), path)
     assert train.main(["--resume", str(path), "--device", "cpu"]) == 0
-    assert "Resuming after step 7" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Resuming after step 7" in out
+    changed = f"torch: {written_by} -> {torch.__version__}"
+    assert (changed in out) == (written_by != torch.__version__)
     resumed = checkpoint.load(checkpoint.find("latest", few_digits / "Logs_Checkpoints"))
     assert resumed["step"] == resumed["scheduler"]["total_steps"] == 9
     assert resumed["epoch"] == 2  # its epochs are those it began with, of one pass
