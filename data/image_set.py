@@ -86,7 +86,7 @@ class Damage:
     def note(self, name: str, reason: str) -> None:
         """Say so, once for each file. Raises ReadError for the last one that is bearable."""
         with self.lock:
-            if name in self.names:
+            if name in self.names and len(self.names) < self.most:
                 return
             self.names.add(name)
         line = f"cannot read {name} any more: {reason}"
