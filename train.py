@@ -107,7 +107,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         }
         clock.start(state)
         with logger.progress_bar():
-            while not state.finished and not stop.agreed(ranks):
+            stopped = stop.agreed(ranks)
+            while not (state.finished or stopped):
                 try:
                     pause = train_epoch(state, train_set, logger, clock, stop)
                 except ReadError:  # too many files; what was trained is kept
@@ -124,6 +125,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 if ranks.first:
                     run.save(state, notes)
                 clock.go_on()
+                stopped = stop.agreed(ranks)  # here alone: nothing is left without being saved
         return logger.goodbye(stop, write_report)
 
 

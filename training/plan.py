@@ -6,7 +6,7 @@ from typing import Self
 from config import Config
 
 FIRST = 200  # steps before the first validation; the next ones at twice as many, while it is early
-SHARE = 0.027  # of the work of training; with those early in a run, less than 3 %
+SHARE = 0.027  # of the work of training; a long run's, with those early in it, take less than 3 %
 FORWARD = 1 / 3  # of the time of a training step is its forward pass
 HELD_OUT = 1024  # test images of the held-out loss
 PREVIEW = 100  # samples of the grid
