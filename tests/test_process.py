@@ -115,7 +115,11 @@ def test_a_command_names_the_script_and_the_interpreter_that_run(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert command("train.py") == f"{sys.executable} {ROOT / 'train.py'}"
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    (tmp_path / "python").symlink_to("python3")
+    (tmp_path / "python3").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))  # as typed
+    assert command("train.py") == f"{tmp_path / 'python3'} train.py"
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert command("train.py") == "python train.py"
 
 

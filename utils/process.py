@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TextIO
 
@@ -145,7 +146,9 @@ class StopSignal:
 
 def command(script: str, *words: object) -> str:
     """A command line that runs one of the scripts, from this folder and by this interpreter."""
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    found = Path(shutil.which("python") or "")
+    same = found.parent == Path(sys.executable).parent and found.samefile(sys.executable)
+    python = "python" if same else sys.executable
     here = os.path.exists(script) and os.path.samefile(script, ROOT / script)
     return shell(python, script if here else ROOT / script, *words)
 
