@@ -113,6 +113,7 @@ def test_a_command_survives_the_shell_and_the_terminal(tmp_path, monkeypatch, en
 
 def test_a_command_names_the_script_and_the_interpreter_that_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")  # in an activated environment `python` would be the one
     assert command("train.py") == f"{sys.executable} {ROOT / 'train.py'}"
     monkeypatch.chdir(ROOT)
     (tmp_path / "python").symlink_to("python3")
