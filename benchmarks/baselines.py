@@ -35,6 +35,7 @@ from utils.devices import autocast
 from utils.distributed import Ranks
 from utils.images import normalize
 from utils.process import StopSignal
+from utils.progress import Progress
 from utils.runs import Run
 
 IMAGES = 12_800  # in memory
@@ -92,9 +93,9 @@ def checkpointed(task: Task) -> Loop:
     return ours(replace(task, checkpoint_activations=True))
 
 
-def loop(task: Task, images: ImageSet) -> Loop:
+def loop(task: Task, images: ImageSet, state: TrainState | None = None) -> Loop:
     """train.train_epoch over the first of these images."""
-    state, clock = start(task), Clock(task.device)
+    state, clock = state or start(task), Clock(task.device)
     size = task.config.train.batch_size
     clock.step_seconds = 0.0  # known, else it would print how long the schedule takes
     logger = silent_logger(state)
@@ -112,6 +113,7 @@ def silent_logger(state: TrainState) -> Logger:
         logger = Logger(Run(Path(folder), Path(folder)), state, ())
         logger.writer.close()
     logger.writer.failed = True  # as after a full disk
+    logger.bar = Progress("", None, "steps", silent=True)
     return logger
 
 

@@ -216,6 +216,17 @@ def test_no_two_rows_of_the_ablation_are_the_same_training():
     assert all(a != b for a, b in combinations(configs, 2))
 
 
+def test_the_timed_loop_trains_for_the_steps_it_is_asked_for():
+    baselines = pytest.importorskip("benchmarks.baselines", exc_type=ImportError)
+    task = baselines.Task("mnist", "fp32", torch.device("cpu"))
+    state, trained = baselines.start(task), []
+    run = baselines.loop(task, task.images(64), state)
+    state.model.register_forward_hook(lambda *_: trained.append(state.step))
+    run(2)
+    run(1)
+    assert trained == [1, 2, 1]
+
+
 def test_the_large_network_is_that_of_the_original():
     flags = f"{time_to_quality.TEXTBOOK} {time_to_quality.LARGE}"
     assert configured(flags).model == PRESETS["original"].model
