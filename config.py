@@ -163,8 +163,8 @@ class ModelConfig:
 class DiffusionConfig:
     """Keyword arguments of diffusion.make_diffusion."""
 
-    schedule: Literal["cosine", "linear", "sigmoid", "manual"] = option(
-        "cosine", "noise schedule; manual takes --alphas"
+    schedule: Literal["cosine", "linear", "sigmoid", "log-snr", "manual"] = option(
+        "cosine", "noise schedule; log-snr takes --log-snr, manual --alphas"
     )
     timesteps: int = option(1000, "T, the number of diffusion steps", 2, 10**5)
     alphas: tuple[float, ...] = option(
@@ -180,6 +180,18 @@ class DiffusionConfig:
         "simple", "weighting over t: none (simple), the variational bound's (kl), or min-SNR"
     )
     first_timestep: int = option(1, "smallest t that is trained and sampled; 2: let x_1 = x_0", 1)
+    log_snr: tuple[float, ...] = option(
+        (13.3, -5.0), "schedule log-snr: its first and last log signal-to-noise ratio", -50, 50
+    )
+    zero_terminal: bool = option(
+        False, "shift and scale the schedule to alpha_bar_T = 0: x_T is noise alone"
+    )
+    discrete_pixels: bool = option(
+        False, "x0: estimates know that pixels have 256 values, which ends at -1 and 1"
+    )
+    learn_variance: bool = option(
+        False, "the network also predicts the variance of the reverse process, of every pixel"
+    )
 
     @property
     def most_steps(self) -> int:
@@ -215,6 +227,9 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest norm of the gradient", 1e-12)
     ema_power: float = option(13.0, "exponent of the power-function EMA of the weights", 0, 1e6)
     ema_decay: float = option(0.9999, "upper bound of the EMA's decay; 0: no EMA", 0, 1)
+    importance_sampling: bool = option(
+        False, "draw t in proportion to the measured size of its loss, for a loss that varies"
+    )
     label_drop: float = option(
         0.1, "probability of label dropout, for classifier-free guidance", 0, 1
     )
@@ -253,8 +268,10 @@ class SampleConfig:
         "ddpm", "ancestral sampling, DDIM, or DPM-Solver++(2M)"
     )
     steps: int = option(12, "sampling steps; a guided step takes two network evaluations", 1)
-    variance: Literal["posterior", "beta", "optimal"] = option(
-        "posterior", "sigma^2 of ddpm: posterior, beta, or optimal for the bound", sampler="ddpm"
+    variance: Literal["posterior", "beta", "optimal", "learned"] = option(
+        "posterior",
+        "sigma^2 of ddpm: posterior, beta, optimal for the bound, or the network's own (learned)",
+        sampler="ddpm",
     )
     eta: float = option(
         0.0, "stochasticity of ddim; 0: deterministic, 1: ancestral", 0, 1, sampler="ddim"
@@ -329,6 +346,10 @@ class Config:
         for f in fields(s):
             if f.name in typed and f.metadata["sampler"] not in (None, s.sampler):
                 raise ConfigError(f"{flag(f.name)} has no effect on --sampler {s.sampler}")
+        if s.variance == "learned" and not self.diffusion.learn_variance:
+            raise ConfigError(
+                "--variance learned needs a network that predicts it: train with --learn-variance"
+            )
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
         if self.train.label_drop == 0 and s.guidance != 1 and self.model.num_classes:

@@ -220,7 +220,10 @@ def train_step(state: TrainState, x_0: Tensor, y: Tensor) -> StepResult:
         optimizer.step()
         optimizer.zero_grad()
     state.ema.update_parameters(state.model)
-    return StepResult(loss, norm, torch.cat(losses), t)
+    losses = torch.cat(losses)
+    if state.moments:
+        state.moments.update(ranks.sum(state.moments.of(t, losses)))
+    return StepResult(loss, norm, losses, t)
 
 
 def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -232,7 +235,7 @@ def sample_inputs(state: TrainState, x_0: Tensor, y: Tensor) -> tuple[Tensor, ..
     c, ranks, device = state.config.train, state.ranks, state.device
     size = state.epochs.global_batch(state.step)
     random = generator(device, c.seed, "step", state.step)
-    t, weight = state.diffusion.sample_timesteps(size, random)
+    t, weight = state.diffusion.sample_timesteps(size, random, state.density)
     noise = torch.randn((size, *x_0.shape[1:]), device=device, generator=random)
     if null_label := state.model.num_classes:
         dropped = torch.rand(size, device=device, generator=random) < c.label_drop

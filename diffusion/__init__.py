@@ -2,6 +2,7 @@
 
 from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
 from diffusion.generate import DiffusionModel, generate, spread
+from diffusion.importance import LossMoments
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
 from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusionModel",
     "GaussianDiffusion",
     "HeldOut",
+    "LossMoments",
     "Sampler",
     "bounds",
     "generate",

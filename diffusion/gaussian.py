@@ -5,21 +5,35 @@ t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1
 """
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from diffusion.pixels import discretised_nll, pixel_mean
 from diffusion.schedules import make_alphas
 from utils.devices import real_dtype
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) -> its prediction
 Time = Tensor | int  # t: (B,) int64, or one t for all
-TABLES = ("signal", "sigma", "loss_weight", "density")  # (T + 1,), where the images are
+TABLES = ("signal", "sigma", "loss_weight", "density", "step")  # (..., T + 1), where the images are
 
 PREDICTIONS = ("x0", "eps", "v")
 MIN_SNR_GAMMA = 5.0
+LEAST_SIGNAL = 1e-10  # alpha_bar_T from which eps can be learnt: x_0 = (x_T - b eps) / a
+VLB_WEIGHT = 1e-3  # of the bound in L_hybrid (Nichol & Dhariwal 2021, Sec. 3.1)
+MIN_VARIANCE = 1e-8  # learned at s = 0: a fortieth of a pixel's bin
+
+
+class Estimate(NamedTuple):
+    """What the network says of x_t: x̂_θ(x_t, t), and, where it learns the variance, v.
+
+    Both (B, C, H, W); see ``GaussianDiffusion.learned_variance``.
+    """
+
+    x_0: Tensor
+    v: Tensor | None
 
 
 class GaussianDiffusion:
@@ -27,9 +41,11 @@ class GaussianDiffusion:
 
     alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
     rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). precondition: x_0
-    is computed from the output by ``precondition_x0`` instead of being the output. loss: a name in
-    LOSSES. first_timestep: the smallest t trained and sampled; 2 is "let x_1 = x_0".
-    Raises ValueError where first_timestep is not in 1 ... T.
+    is computed from the output by ``precondition_x0`` instead of being the output.
+    discrete_pixels: then by ``pixel_mean``. loss: a name in LOSSES. first_timestep: the smallest t
+    trained and sampled; 2 is "let x_1 = x_0". learn_variance: the network has as many channels
+    again, for the variance of the reverse process. Raises ValueError where first_timestep is not in
+    1 ... T, and where the noise cannot be predicted as x_T has no signal.
     """
 
     def __init__(
@@ -39,19 +55,29 @@ class GaussianDiffusion:
         precondition: bool = False,
         loss: str = "simple",
         first_timestep: int = 1,
+        discrete_pixels: bool = False,
+        learn_variance: bool = False,
     ) -> None:
         self.timesteps = len(alphas)
         if not 1 <= first_timestep <= self.timesteps:
             raise ValueError(
                 f"--first-timestep must lie in 1..{self.timesteps}, got {first_timestep}"
             )
+        if prediction == "eps" and alphas.prod() < LEAST_SIGNAL:
+            raise ValueError(
+                f"--prediction eps: x_T has no signal (alpha_bar_T = {alphas.prod():.1g}) from "
+                "which x_0 could be computed; use v or x0, or end the schedule earlier"
+            )
         self.prediction, self.first_timestep = prediction, first_timestep
         self.precondition = precondition and prediction == "x0"
+        self.discrete_pixels = discrete_pixels and prediction == "x0"
+        self.loss, self.learn_variance = loss, learn_variance
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.signal, self.sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         self.loss_weight = LOSSES[loss](self)
         self.density = timestep_density(self, loss)
+        self.step = single_steps(self)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +146,19 @@ class GaussianDiffusion:
 
     def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The estimate of ``target``, from the network's output."""
-        return self.precondition_x0(output, x_t, t) if self.precondition else output
+        estimate = self.precondition_x0(output, x_t, t) if self.precondition else output
+        return self.round_x0(estimate, t) if self.discrete_pixels else estimate
+
+    def round_x0(self, estimate: Tensor, t: Time) -> Tensor:
+        """The posterior mean of x_0 among the 256 values, with the gradient of the identity.
+
+        The squared error then has the gradient of a convex loss of ``estimate``, that which matches
+        this link function: where a pixel is surely black, the network need not say exactly -1, but
+        anything below, and errors smaller than the distance of two values cost nothing.
+        """
+        a, b = self.scales(t, estimate)
+        mean = pixel_mean(estimate.detach(), b / a)
+        return estimate + (mean - estimate).detach() if estimate.requires_grad else mean
 
     def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
@@ -133,7 +171,10 @@ class GaussianDiffusion:
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x̂_θ(x_t, t), the estimate of x_0, from the network's output."""
-        prediction = self.predict(output, x_t, t)
+        return self.solve_x0(self.predict(output, x_t, t), x_t, t)
+
+    def solve_x0(self, prediction: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """x_0 from ``target`` or its estimate."""
         if self.prediction == "x0":
             return prediction
         a, b = self.scales(t, x_t)
@@ -141,9 +182,26 @@ class GaussianDiffusion:
 
     def denoise(self, model: Model, x_t: Tensor, t: Time, clip: bool) -> Tensor:
         """x̂_θ(x_t, t) by evaluating the network, (B, C, H, W); clip: to [-1, 1]."""
+        return self.estimate(model, x_t, t, clip).x_0
+
+    def estimate(self, model: Model, x_t: Tensor, t: Time, clip: bool) -> Estimate:
+        """``denoise``, and what the network says of the variance."""
         times = t if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        x_0 = self.predict_x0(model(x_t, times).to(x_t.dtype), x_t, t)  # from bfloat16
-        return x_0.clamp(-1, 1) if clip else x_0
+        output, v = self.split(model(x_t, times).to(x_t.dtype))  # from bfloat16
+        x_0 = self.predict_x0(output, x_t, t)
+        return Estimate(x_0.clamp(-1, 1) if clip else x_0, v)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output (B, 2 C, H, W): its prediction, and v of the learned variance.
+
+        Without a learned variance the output (B, C, H, W) is the prediction alone.
+        """
+        return output.chunk(2, dim=1) if self.learn_variance else (output, None)
+
+    def learned_variance(self, v: Tensor, t: Time, s: Time) -> Tensor:
+        """sigma^2 of p(x_s | x_t) of each pixel; see ``interpolate_variance``. t, s on the CPU."""
+        low = torch.as_tensor(self.posterior_variance(t, s)).clamp(min=MIN_VARIANCE)
+        return interpolate_variance(v, low.log(), torch.as_tensor(self.step_variance(t, s)).log())
 
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if the clean image is x_0 (Eq. 4 solved for eps)."""
@@ -153,24 +211,53 @@ class GaussianDiffusion:
     # Training.
 
     def losses(self, model: Model, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Algorithm 1, line 5: the weighted squared error of each image, mean over pixels, (B,)."""
-        x_t = self.q_sample(x_0, t, noise)
-        prediction = self.predict(model(x_t, t).to(x_0.dtype), x_t, t)  # from bfloat16
-        error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
-        return self.loss_weight[t].to(error.dtype) * error
+        """Algorithm 1, line 5: the loss of each image, mean over pixels, (B,).
 
-    def sample_timesteps(self, batch_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        The weighted squared error; with a learned variance the bound's term in its place (L_vlb),
+        or, unless the loss is "kl", beside it (L_hybrid), where it trains the variance alone.
+        """
+        x_t = self.q_sample(x_0, t, noise)
+        output, v = self.split(model(x_t, t).to(x_0.dtype))  # from bfloat16
+        prediction = self.predict(output, x_t, t)
+        if v is not None and self.loss == "kl":
+            return self.bound_terms(x_0, t, Estimate(self.solve_x0(prediction, x_t, t), v))
+        error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
+        losses = self.loss_weight[t].to(error.dtype) * error
+        if v is None:
+            return losses
+        fixed = Estimate(self.solve_x0(prediction.detach(), x_t, t), v)
+        return losses + VLB_WEIGHT * self.timesteps * self.bound_terms(x_0, t, fixed)
+
+    def bound_terms(self, x_0: Tensor, t: Tensor, estimate: Estimate) -> Tensor:
+        """The bound's term at t (B,) with the learned variance, in nats per dimension, (B,).
+
+        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at the first t, -log p(x_0 | x_t).
+        """
+        low, high, of_x_0 = self.step[:, t]
+        sigma2 = interpolate_variance(estimate.v, low, high)
+        ratio = expand(low.exp(), x_0) / sigma2
+        of_means = (expand(of_x_0, x_0) * (x_0 - estimate.x_0)).square() / sigma2
+        kl = (ratio - 1 - ratio.log() + of_means) / 2
+        nll = discretised_nll(x_0, estimate.x_0, sigma2).to(kl.dtype)
+        first = (t == self.first_timestep).view(-1, *[1] * (x_0.ndim - 1))
+        return torch.where(first, nll, kl).flatten(1).mean(1)
+
+    def sample_timesteps(
+        self, batch_size: int, generator: Generator, density: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Timesteps first_timestep ... T, (B,) int64, and their importance weights (B,) float32.
 
-        E over t of (weight * loss) is the mean of the loss over all t, whatever ``density`` is
-        (Nichol & Dhariwal 2021, Eq. 18). Low-discrepancy: image j has its t from the j-th of B
-        equally likely intervals, all at one random offset (Kingma et al. 2021, App. I.1). So
-        the images must come in random order.
+        density: the probability of each t, (T + 1,); None: ``timestep_density``. E over t of
+        (weight * loss) is the mean of the loss over all t, whatever it is (Nichol & Dhariwal 2021,
+        Eq. 18). Low-discrepancy: image j has its t from the j-th of B equally likely intervals, all
+        at one random offset (Kingma et al. 2021, App. I.1). So the images must come in random
+        order.
         """
-        offset = torch.rand((), device=self.device, generator=generator, dtype=self.density.dtype)
+        density = self.density if density is None else density
+        offset = torch.rand((), device=self.device, generator=generator, dtype=density.dtype)
         u = (torch.arange(batch_size, device=self.device) + offset) / batch_size  # in [0, 1)
-        t = torch.searchsorted(self.density.cumsum(0), u, right=True).clamp(max=self.timesteps)
-        return t, (1 / (self.count_trained(self.timesteps) * self.density[t])).float()
+        t = torch.searchsorted(density.cumsum(0), u, right=True).clamp(max=self.timesteps)
+        return t, (1 / (self.count_trained(self.timesteps) * density[t])).float()
 
 
 def timestep_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
@@ -190,6 +277,29 @@ def timestep_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
     return F.pad(density, (1, 0))
 
 
+def single_steps(diffusion: GaussianDiffusion) -> Tensor:
+    """Of the step t -> t - 1, from the first t to 0: log sigma^2, log beta, the weight of x_0.
+
+    (3, T + 1); sigma^2 is that of the posterior, at least MIN_VARIANCE. Computed here in float64,
+    as differences of alpha_bar lose all their digits in float32.
+    """
+    t = torch.arange(1, diffusion.timesteps + 1)
+    s = torch.where(t == diffusion.first_timestep, 0, t - 1)
+    low = diffusion.posterior_variance(t, s).clamp(min=MIN_VARIANCE).log()
+    rows = torch.stack([low, diffusion.step_variance(t, s).log(), diffusion.weight_of_x0(t, s)])
+    return F.pad(rows, (1, 0))
+
+
+def interpolate_variance(v: Tensor, log_low: Tensor, log_high: Tensor) -> Tensor:
+    """exp(u log beta + (1 - u) log sigma^2), u = (v + 1) / 2 (Nichol & Dhariwal 2021, Eq. 15).
+
+    v (B, C, H, W); of the posterior's and of beta, one value or (B,). At s = 0 the posterior has no
+    width: there it is between MIN_VARIANCE and beta.
+    """
+    low, high = (expand(log, v).expand_as(v) for log in (log_low, log_high))
+    return torch.lerp(low, high, (v + 1) / 2).exp()
+
+
 def make_diffusion(
     schedule: str,
     timesteps: int,
@@ -198,10 +308,15 @@ def make_diffusion(
     precondition: bool,
     loss: str,
     first_timestep: int,
+    log_snr: tuple[float, float],
+    zero_terminal: bool,
+    discrete_pixels: bool,
+    learn_variance: bool,
 ) -> GaussianDiffusion:
-    """The process of a configuration. Raises ValueError as make_alphas does."""
-    hand_set = make_alphas(schedule, timesteps, alphas)
-    return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep)
+    """The process of a configuration. Raises ValueError as make_alphas and the process do."""
+    hand_set = make_alphas(schedule, timesteps, alphas, log_snr, zero_terminal)
+    options = {"discrete_pixels": discrete_pixels, "learn_variance": learn_variance}
+    return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep, **options)
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

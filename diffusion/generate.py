@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
 from diffusion.samplers import LabeledModel, Sampler, uniform_grid
+from utils.errors import StoppedError
 from utils.seeding import image_noise
 
 
@@ -76,7 +78,7 @@ def generate(
 
     indices (N,), labels (N,) or None, x (N, C, H, W) or None are those of DiffusionModel.states.
     State 0 is x_T, state ``sampler.steps`` is x_0. progress is called after every step, with the
-    size of the batch.
+    size of the batch. StoppedError where a state is not finite.
     """
     device, batches = model.diffusion.device, []
     keep = keep or {sampler.steps}
@@ -84,11 +86,40 @@ def generate(
         y = None if labels is None else labels[n].to(device)
         state = None if x is None else x[n].to(device)
         batch = [int(indices[i]) for i in n]
-        kept = []
+        kept, finite = [], []
         for step, x_t in enumerate(model.states(sampler, batch, y, seed, start, state)):
+            finite.append(x_t.isfinite().all())  # on the device: looked at once, at the end
             if step:
                 progress(len(n))
             if step in keep:
                 kept.append(x_t.cpu())
+        if not all(found := torch.stack(finite).tolist()):
+            again = model.states(sampler, batch, y, seed, start, state)
+            raise not_finite(model, sampler, list(islice(again, found.index(False))), y, start)
         batches.append(kept)
     return [torch.cat(states) for states in zip(*batches, strict=True)]
+
+
+def not_finite(
+    model: DiffusionModel,
+    sampler: Sampler,
+    before: Sequence[Tensor],
+    labels: Tensor | None,
+    start: int | None,
+) -> StoppedError:
+    """Which step was the first that is not finite, and from what; before: the states that are."""
+    if not before:
+        return StoppedError("the given state is not finite: nothing was drawn")
+    diffusion, step = model.diffusion, len(before)
+    t = uniform_grid(diffusion, sampler.steps, start)[step - 1]
+    network = sampler.guide(model.network, labels, model.num_classes, diffusion)
+    x_t = before[-1]
+    output = network(x_t, torch.full((len(x_t),), t, device=x_t.device))
+    cause = f"alpha_bar_t = {diffusion.alpha_bar[t]:.3g} leaves the step no finite value"
+    if not output.isfinite().all():
+        cause = "the network's output there is not finite"
+    largest = x_t.abs().max().item()
+    return StoppedError(
+        f"the images are not finite from step {step} of {sampler.steps} (t = {t}) on: {cause}, "
+        f"from a state of at most {largest:.3g}; nothing was drawn"
+    )

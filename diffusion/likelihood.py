@@ -6,19 +6,22 @@ x_0 (N, C, H, W) lies in [-1, 1] and has 256 values; y (N,) are its labels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion
+from diffusion.gaussian import Estimate, GaussianDiffusion, expand
+from diffusion.generate import ignore
+from diffusion.pixels import HALF_BIN, discretised_nll
 from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
 from utils.devices import double
 
 CHUNK = 256  # images per network evaluation
 GROUPS = 32  # bins of t over which the error of x_0 is averaged
-HALF_BIN = 1 / 255  # half the width of one of a pixel's 256 values
 TERMS = 20  # KL terms sampled per image, where there are more
 Images = tuple[Tensor, Tensor]  # x_0, y
 
@@ -36,64 +39,105 @@ class Denoiser:
     clip: bool = True
     x0_error: Tensor | None = None
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The estimates of x_0 in x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Estimate:
+        """What the network says of x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
         estimates, network = [], self.network
         for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
-            x_0 = self.diffusion.denoise(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
-            estimates.append(x_0)
-        return torch.cat(estimates)
+            found = self.diffusion.estimate(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
+            estimates.append(found)
+        x_0, v = zip(*estimates, strict=True)
+        return Estimate(torch.cat(x_0), None if v[0] is None else torch.cat(v))
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The parts of the bound of every image, in bits per dimension, (N,) float64 each."""
+    """The parts of the bound of every image, in bits per dimension, float64 on the CPU.
+
+    Those of pixels at -1 or 1 are apart from those of the others. prior and decoder (N, 2); kl
+    (N, K, 2) are the terms at t (N, K), times their importance weights.
+    """
 
     prior: Tensor
     kl: Tensor
     decoder: Tensor
+    t: Tensor
 
     def summary(self) -> dict[str, float]:
         """The means over the images, and the standard error of the total, which one image lacks."""
         parts = {"prior": self.prior, "kl": self.kl, "decoder": self.decoder}
-        total = self.prior + self.kl + self.decoder
+        parts = {name: part.flatten(1).sum(1) for name, part in parts.items()}
+        total = sum(parts.values())
         n = len(total)
         error = {"se": (total.std() / math.sqrt(n)).item()} if n > 1 else {}
         means = {name: part.mean().item() for name, part in parts.items()}
         return {"total": total.mean().item(), **error, **means}
 
+    def table(self, bands: int) -> dict[str, dict[str, float]]:
+        """The mean bits of bands of t and of the other parts, by kind of pixel; they add up."""
+        first, last = int(self.t.min()), int(self.t.max())
+        edges = torch.linspace(first, last + 1, bands + 1).round().long()
+        rows = {"decoder": self.decoder.mean(0)}
+        for low, high in pairwise(edges.tolist()):
+            inside = ((low <= self.t) & (self.t < high)).unsqueeze(-1)
+            rows[f"t = {low} ... {high - 1}"] = (self.kl * inside).sum(1).mean(0)
+        rows["prior"] = self.prior.mean(0)
+        rows["all"] = sum(rows.values())
+        return {
+            name: {"total": sum(row.tolist()), "saturated": row[0].item(), "others": row[1].item()}
+            for name, row in rows.items()
+        }
+
 
 @torch.no_grad()
 def bounds(
-    model: Denoiser, images: Images, fitted: Images, steps: int, terms: int = TERMS
+    model: Denoiser,
+    images: Images,
+    fitted: Images,
+    steps: int,
+    terms: int = TERMS,
+    progress: Callable[[int], object] = ignore,
 ) -> dict[str, Bound]:
-    """The bound of the chain of so many steps, for each of VARIANCES.
+    """The bound of the chain of so many steps, for each of VARIANCES that the network has.
 
     fitted: training images, from which the decoder's variance is computed. An image takes one
     network evaluation for the decoder, and one for each KL term; where there are more than
-    ``terms`` of these, that many are sampled, in proportion to their expected size.
+    ``terms`` of these, that many are sampled, in proportion to their expected size. progress is
+    called with the number of images that were evaluated.
     """
     (x_0, _), diffusion = images, model.diffusion
     generator = torch.Generator().manual_seed(0)
     grid = torch.tensor(uniform_grid(diffusion, steps))
     which, weight = sample_jumps(diffusion, grid, len(x_0), terms, generator)
-    squared = torch.zeros(which.shape, dtype=torch.float64)
-    for k in range(which.shape[1]):
-        estimates = estimate(model, images, grid[which[:, k]], generator)
-        squared[:, k] = double(x_0 - estimates).square().flatten(1).sum(1)
-    decoded = estimate(model, images, grid[-2].expand(len(x_0)), generator)
+    saturated, bits = x_0.abs() > 1 - HALF_BIN, x_0[0].numel() * math.log(2)
 
-    dimensions = x_0[0].numel()
-    bits = dimensions * math.log(2)
-    prior = prior_term(diffusion, x_0) / bits
-    found = {}
-    for name, last_variance in last_variances(model, fitted, steps).items():
-        t, s = grid[which], grid[which + 1]
-        sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error)
-        kl = kl_terms(diffusion, sigma2, t, s, squared, dimensions)
-        nll = discretised_nll(x_0, decoded, last_variance).flatten(1).sum(1)
-        found[name] = Bound(prior.cpu(), (weight * kl).sum(1) / bits, nll.cpu() / bits)
-    return found
+    def parts(nats: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 2): bits per dimension of the saturated pixels, and the others."""
+        kinds = torch.stack([nats * saturated, nats * ~saturated], 1)
+        return kinds.flatten(2).sum(2).cpu() / bits
+
+    kl: dict[str, list[Tensor]] = {}
+    for jumps, importance in zip(which.T, weight.T, strict=True):
+        t, s = grid[jumps], grid[jumps + 1]
+        found = estimate(model, images, t, generator)
+        squared = double(x_0 - found.x_0).square()
+        for name in variances(diffusion):
+            sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error, found.v)
+            term = parts(kl_terms(diffusion, sigma2, t, s, squared).to(x_0.device))
+            kl.setdefault(name, []).append(importance[:, None] * term)
+        progress(len(x_0))
+    decoded = estimate(model, images, grid[-2].expand(len(x_0)), generator)
+    prior, empty = parts(prior_term(diffusion, x_0)), torch.zeros(len(x_0), 0, 2)
+    bound = {}
+    for name, last_variance in last_variances(model, fitted, steps, decoded.v).items():
+        terms_of = torch.stack(kl[name], 1) if name in kl else empty
+        nll = parts(discretised_nll(x_0, decoded.x_0, last_variance))
+        bound[name] = Bound(prior, terms_of, nll, grid[which])
+    return bound
+
+
+def variances(diffusion: GaussianDiffusion) -> list[str]:
+    """The names in VARIANCES that the network has."""
+    return [name for name in VARIANCES if name != "learned" or diffusion.learn_variance]
 
 
 def sample_jumps(
@@ -111,14 +155,15 @@ def sample_jumps(
     nats = -(1 - diffusion.alpha_bar[grid[:-1]]).log()
     drop = nats[1:] - nats[:-1]
     density = (1 / count + drop / drop.sum()) / 2
-    order = torch.randperm(images, generator=generator).to(grid.device)
-    u = ((order[:, None] + 0.5) / images + torch.arange(terms, device=grid.device)) / terms
-    which = torch.searchsorted(density.cumsum(0), u, right=True).clamp(max=count - 1)
+    order = torch.randperm(images, generator=generator)
+    offset = torch.rand((), generator=generator)  # else one image would always meet the same jumps
+    u = ((order[:, None] + offset) / images + torch.arange(terms)) / terms
+    which = torch.searchsorted(density.cumsum(0), u.double(), right=True).clamp(max=count - 1)
     return which, 1 / (terms * density[which])
 
 
-def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Generator) -> Tensor:
-    """x̂_θ in x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
+def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Generator) -> Estimate:
+    """What the network says of x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
     x_0, y = images
     noise = torch.randn(x_0.shape, generator=generator).to(x_0)
     t = t.to(x_0.device)
@@ -126,55 +171,43 @@ def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Genera
 
 
 def prior_term(diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
-    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, (N,)."""
+    """L_T = KL(q(x_T | x_0) || N(0, I)) of each pixel in nats, the shape of x_0."""
     alpha_bar = diffusion.alpha_bar[-1]
-    of_mean = alpha_bar * double(x_0).square().flatten(1).sum(1)
-    of_variance = -alpha_bar - torch.log1p(-alpha_bar)
-    return (of_mean + x_0[0].numel() * of_variance) / 2
+    return (alpha_bar * double(x_0).square() - alpha_bar - torch.log1p(-alpha_bar)) / 2
 
 
 def kl_terms(
-    diffusion: GaussianDiffusion, sigma2: Tensor, t: Tensor, s: Tensor, squared: Tensor, dims: int
+    diffusion: GaussianDiffusion, sigma2: Tensor, t: Tensor, s: Tensor, squared: Tensor
 ) -> Tensor:
-    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from |x_0 - x_0 hat|^2 and p's sigma^2."""
-    ratio = diffusion.posterior_variance(t, s) / sigma2
-    of_means = diffusion.weight_of_x0(t, s) ** 2 * squared / sigma2
-    return (dims * (ratio - 1 - ratio.log()) + of_means) / 2
+    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of each pixel in nats, (N, C, H, W).
 
-
-def discretised_nll(x_0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Negative log-likelihood of the discretized Gaussian (Eq. 13) per pixel, in nats, float64.
-
-    The outermost bins are open. Intervals in the upper tail are reflected to the lower one, where
-    log_ndtr is accurate.
+    From the squared error of x_0 of each pixel and p's sigma^2, (N,) or (N, C, H, W).
     """
-    x_0, difference, sigma = double(x_0), double(x_0 - mean), variance.sqrt()
-    upper = ((difference + HALF_BIN) / sigma).masked_fill(x_0 > 1 - HALF_BIN, math.inf)
-    lower = ((difference - HALF_BIN) / sigma).masked_fill(x_0 < -1 + HALF_BIN, -math.inf)
-    upper, lower = (
-        torch.where(difference > 0, -lower, upper),
-        torch.where(difference > 0, -upper, lower),
-    )
-    high, low = (torch.special.log_ndtr(end) for end in (upper, lower))
-    return -(high + torch.log1p(-torch.exp(low - high)))
+    sigma2 = double(sigma2) if sigma2.ndim > 1 else expand(sigma2, squared)
+    ratio = expand(diffusion.posterior_variance(t, s), squared) / sigma2
+    of_means = expand(diffusion.weight_of_x0(t, s) ** 2, squared) * squared / sigma2
+    return (ratio - 1 - ratio.log() + of_means) / 2
 
 
 # The variances of the last jump; the errors of x_0, from which "optimal" is computed.
 
 
-def last_variances(model: Denoiser, fitted: Images, steps: int) -> dict[str, Tensor]:
+def last_variances(
+    model: Denoiser, fitted: Images, steps: int, v: Tensor | None
+) -> dict[str, Tensor]:
     """sigma^2 of the decoder for each of VARIANCES; "optimal" is that of the fitted images.
 
-    The posterior variance is 0 at s = 0: that of the jump before is used (as in Ho et al.'s code),
-    and where there is none, beta.
+    v: what the network says of it. The posterior variance is 0 at s = 0: that of the jump before is
+    used (as in Ho et al.'s code), and where there is none, beta.
     """
     (x_0, _), diffusion = fitted, model.diffusion
     t, s = (torch.tensor(n) for n in uniform_grid(diffusion, steps)[-2:])
     before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
     beta = diffusion.step_variance(t, s)
     posterior = beta if before is None else diffusion.posterior_variance(before, t)
-    estimated = estimate(model, fitted, t.expand(len(x_0)), torch.Generator().manual_seed(1))
-    return {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, estimated)}
+    found = estimate(model, fitted, t.expand(len(x_0)), torch.Generator().manual_seed(1))
+    known = {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, found.x_0)}
+    return known if v is None else known | {"learned": diffusion.learned_variance(v, t, s)}
 
 
 def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
@@ -199,7 +232,7 @@ def x0_errors(model: Denoiser, images: Images) -> Tensor:
     first, T = diffusion.first_timestep, diffusion.timesteps
     u = (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = (first + (T - first) * u**2).round().long()
-    estimated = estimate(model, images, t, torch.Generator().manual_seed(2))
+    estimated = estimate(model, images, t, torch.Generator().manual_seed(2)).x_0
     squared = double(x_0 - estimated).square().flatten(1).mean(1).cpu()
     error = squared / (1 - diffusion.alpha_bar[t])
     groups = min(GROUPS, len(x_0))

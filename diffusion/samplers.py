@@ -40,15 +40,15 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """Ancestral sampling: Algorithm 2 of Ho et al. (2020), sigma^2 by a name in VARIANCES."""
     for t, s in pairwise(grid):
-        x_0 = diffusion.denoise(model, x, t, clip)
+        x_0, v = diffusion.estimate(model, x, t, clip)
         x, _ = diffusion.posterior(x_0, x, t, s)
         if s > 0:
-            x = x + expand(VARIANCES[variance](diffusion, t, s, x0_error).sqrt(), x) * randn()
+            x = x + expand(VARIANCES[variance](diffusion, t, s, x0_error, v).sqrt(), x) * randn()
         yield x
 
 
 def optimal_variance(
-    diffusion: GaussianDiffusion, t: Time, s: Time, x0_error: Tensor | None
+    diffusion: GaussianDiffusion, t: Time, s: Time, x0_error: Tensor | None, _v: Tensor | None
 ) -> Tensor:
     """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
 
@@ -59,11 +59,23 @@ def optimal_variance(
     return diffusion.posterior_variance(t, s) + diffusion.weight_of_x0(t, s) ** 2 * x0_error[t]
 
 
-# The choices of sigma^2 for a jump t -> s; the first two are of Ho et al. (2020), Sec. 3.2.
-VARIANCES: dict[str, Callable[[GaussianDiffusion, Time, Time, Tensor | None], Tensor]] = {
-    "posterior": lambda diffusion, t, s, _: diffusion.posterior_variance(t, s),
-    "beta": lambda diffusion, t, s, _: diffusion.step_variance(t, s),
+def learned_variance(
+    diffusion: GaussianDiffusion, t: Time, s: Time, _x0_error: Tensor | None, v: Tensor | None
+) -> Tensor:
+    """The network's own, of every pixel (Nichol & Dhariwal 2021). ValueError if it has none."""
+    if v is None:
+        raise ValueError("--variance learned needs a network that was trained with it")
+    return diffusion.learned_variance(v, t, s)
+
+
+# The choices of sigma^2 for a jump t -> s, from what was measured and what the network says; the
+# first two are of Ho et al. (2020), Sec. 3.2.
+Variance = Callable[[GaussianDiffusion, Time, Time, Tensor | None, Tensor | None], Tensor]
+VARIANCES: dict[str, Variance] = {
+    "posterior": lambda diffusion, t, s, *_: diffusion.posterior_variance(t, s),
+    "beta": lambda diffusion, t, s, *_: diffusion.step_variance(t, s),
     "optimal": optimal_variance,
+    "learned": learned_variance,
 }
 
 
@@ -202,7 +214,8 @@ def guided(
 
     labels (B,); None: the unconditional network. null_label: the one that means "no class". Applies
     only at times[0] <= t <= times[1] (Kynkäänniemi et al. 2024): outside, and at scale 1, it is the
-    conditional network at one evaluation instead of two.
+    conditional network at one evaluation instead of two. A learned variance, in the channels behind
+    those of x, stays the conditional network's.
     """
     if labels is None or scale == 1:
         return lambda x, t: model(x, t, labels)
@@ -213,8 +226,12 @@ def guided(
         inside = (times[0] <= t) & (t <= times[1])
         if not inside.any():
             return model(x, t, labels)
-        uncond, cond = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return torch.lerp(uncond, cond, expand(torch.where(inside, scale, 1.0), x))
+        uncond, cond = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).to(x.dtype).chunk(2)
+        channels = x.shape[1]
+        means = torch.lerp(
+            uncond[:, :channels], cond[:, :channels], expand(torch.where(inside, scale, 1.0), x)
+        )
+        return torch.cat([means, cond[:, channels:]], dim=1)
 
     return guide
 

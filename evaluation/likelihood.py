@@ -14,6 +14,7 @@ from diffusion import (
     x0_errors,
 )
 from diffusion.likelihood import TERMS
+from evaluation.coders import coded_bits
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
 from utils.devices import double
@@ -70,7 +71,9 @@ def bits_per_dim(
 ) -> dict[str, dict[str, Row]]:
     """The bound of all T steps, and of the sampler's number of steps, for every variance.
 
-    all_terms: evaluate every KL term of every image, instead of an importance sample.
+    That of all T steps and the sampler's variance also by band of t and kind of pixel, beside the
+    code lengths of the same images by lossless coders. all_terms: evaluate every KL term of every
+    image, instead of an importance sample.
     """
     diffusion = model.diffusion
 
@@ -87,6 +90,16 @@ def bits_per_dim(
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
         title = f"Bits per dimension of {count} test images, ancestral chain of {steps} steps"
         show(title, found[f"{steps} steps"])
+        if steps == every:
+            name = sampler.variance if sampler.sampler == "ddpm" else "posterior"
+            found["by t and pixel"] = parts[name].table(BANDS)
+            title = f"Of these with the {name} variance, of pixels at -1 or 1 and of the others"
+            show(title, found["by t and pixel"])
     if sampler.sampler != "ddpm":
         print(f"{sampler.sampler} has no bound; these are of ddpm's chain")
+    found["lossless coders"] = coded_bits(train.images.cpu(), test.images[:BITS].cpu())
+    show(
+        f"Bits per dimension of the same {count} images by lossless coders",
+        found["lossless coders"],
+    )
     return found

@@ -8,6 +8,7 @@ from torch import Tensor
 from utils.devices import double
 
 CHUNK = 2**24  # distances held at once
+ROUNDING = 16  # of squared distances, in units of the last place of the largest norm
 KERNELS = 2**20  # kernels held at once: they stay in the cache
 
 
@@ -74,8 +75,13 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, 
 
 
 def inside(points: Tensor, reference: Tensor, k: int) -> float:
-    """The share of points that lie in the manifold of the reference."""
+    """The share of points that lie in the manifold of the reference.
+
+    Where it has more than k copies of a point, the radius is 0, up to rounding.
+    """
     radii = nearest(reference, reference, k + 1)[0][:, k] ** 2  # column 0 is the point itself
+    largest = (reference - reference.mean(0)).square().sum(1).max()
+    radii = radii.clamp(min=(ROUNDING * torch.finfo(reference.dtype).eps * largest).item())
     hits = [(d2 <= radii).any(1) for d2 in squared_distances(points, reference)]
     return double(torch.cat(hits)).mean().item()
 

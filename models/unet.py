@@ -33,7 +33,8 @@ class UNet(nn.Module):
     ``patch_size`` p > 1 trades p x p pixels for channels before the first level (pixel-unshuffle)
     and back behind the last. ``attention_levels`` count from 0, the finest; the bottleneck always
     attends. ``num_classes`` K > 0 adds a class embedding whose entry K means "no class".
-    An untrained network outputs 0. With ``checkpoint_activations`` set, training stores only
+    ``outputs`` are the channels of the output per channel of the image. An untrained network
+    outputs 0. With ``checkpoint_activations`` set, training stores only
     the input of each block and recomputes the rest in the backward pass: less memory, more time,
     the same bits. Raises ValueError where sizes do not fit together.
     """
@@ -51,6 +52,7 @@ class UNet(nn.Module):
         norm: str,
         dropout: float,
         num_classes: int,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         widths = [base_channels * m for m in channel_multipliers]
@@ -87,10 +89,10 @@ class UNet(nn.Module):
             channels = width
 
         self.norm = NORMS[norm](channels)
-        self.head = zero_init(nn.Conv2d(channels, patch_channels, 3, padding=1))
+        self.head = zero_init(nn.Conv2d(channels, outputs * patch_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), t (B,), class y (B,) in 0..K -> (B, C, H, W); y None: no class."""
+        """(B, C, H, W), t (B,), class y (B,) in 0..K -> (B, outputs C, H, W); y None: no class."""
         check_size(x.shape[-2:], self.size_multiple)
         emb = self.time(t)
         if self.label is not None:
@@ -117,7 +119,7 @@ class UNet(nn.Module):
         # In float32 also under autocast: at small t the bound weights errors of x_0 by thousands.
         with torch.autocast(h.device.type, enabled=False):
             h = self.head(F.silu(self.norm(h.float())))
-        return F.pixel_shuffle(h, self.patch_size)  # (B, C, H, W)
+        return F.pixel_shuffle(h, self.patch_size)  # (B, outputs C, H, W)
 
     def run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         """The output of a block, with or without activation checkpointing."""

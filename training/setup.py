@@ -25,6 +25,7 @@ from utils.distributed import Ranks
 from utils.names import check_name
 
 CACHE, CLASSIFIERS = "cache", "classifiers"  # under the run root: decoded images, extractors
+MOST_SIGNAL = 0.01  # alpha_bar_T above which a warning is printed; that of VDM is 0.0067
 COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
 
 
@@ -127,13 +128,24 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError("--epochs 0 needs --max-steps or --max-minutes")
     if "precondition" in typed and config.diffusion.prediction != "x0":
         raise ConfigError("--precondition has no effect on --prediction eps and v")
+    d = config.diffusion
+    if typed.get("discrete_pixels") and d.prediction != "x0":
+        raise ConfigError("--discrete-pixels has no effect on --prediction eps and v")
+    if "log_snr" in typed and d.schedule != "log-snr":
+        raise ConfigError(f"--log-snr has no effect on --schedule {d.schedule}: use log-snr")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
     m = config.model  # with the least that the data may fill in
     known = config.override(
         num_classes=max(0, m.num_classes), image_channels=max(1, m.image_channels)
     )
-    model, _ = build(known, "meta")  # shapes without memory
+    model, diffusion = build(known, "meta")  # shapes without memory
+    if (left := diffusion.alpha_bar[-1].item()) > MOST_SIGNAL:
+        print(
+            f"warning: alpha_bar_T = {left:.3g} leaves the image visible in x_T, but sampling "
+            "starts from noise alone: use smaller alphas, more of them, or --zero-terminal",
+            file=sys.stderr,
+        )
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * COPIES * parameters > main_memory():
         raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from config import Config, ConfigError, TrainConfig
 from data import ImageSet
-from diffusion import GaussianDiffusion, make_diffusion
+from diffusion import GaussianDiffusion, LossMoments, make_diffusion
 from models import PowerEMA, UNet, check_size
 from training.optim import OPTIMIZERS, LRSchedule
 from training.plan import Validations
@@ -22,6 +22,9 @@ from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
 from utils.seeding import coins, mix, permutation
 
+MOST_GAIN = (
+    1e3  # of errors of eps at T without clipping; 160 on Ho et al.'s schedule, 2e4 on cosine
+)
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
 
 
@@ -96,6 +99,7 @@ class TrainState:
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
     saved: Path | None = None  # the newest checkpoint
+    moments: LossMoments | None = None  # of the losses by t, for --importance-sampling
     loss_by_quartile: Tensor = field(default_factory=lambda: torch.zeros(4, 2))  # sum and count
 
     @classmethod
@@ -123,6 +127,8 @@ class TrainState:
         state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks, validations)
         state.skipped = state.skipped.to(device)
         state.loss_by_quartile = state.loss_by_quartile.to(device)
+        if c.importance_sampling:
+            state.moments = LossMoments(diffusion.timesteps, device)
         if not c.max_minutes:
             state.schedule = LRSchedule.over(epochs.limit(c), c.warmup_steps, c.decay)
         if isinstance(start, Resumed):
@@ -150,6 +156,11 @@ class TrainState:
     def score_due(self) -> bool:
         last = self.finished and self.config.train.score_every
         return bool(last or self.validations.score_due(self.step))
+
+    @property
+    def density(self) -> Tensor | None:
+        """The probability of each t (T + 1,), where it is measured; None: the process's own."""
+        return self.moments and self.moments.density(self.diffusion.density)
 
     @property
     def lr(self) -> float:
@@ -192,6 +203,7 @@ class TrainState:
             "changes": self.changes,
             "x0_error": self.x0_error if self.validation_due else None,  # else stale
             "by_quarter": self.loss_by_quartile,
+            "loss_moments": self.moments and self.moments.sums,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
         }
@@ -216,6 +228,8 @@ class TrainState:
         self.changes = list(ckpt.get("changes", []))
         if self.ranks.first:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
+        if self.moments and ckpt.get("loss_moments") is not None:
+            self.moments.sums.copy_(ckpt["loss_moments"])
         if ckpt["scheduler"] and not resumed.reschedule:
             self.schedule = LRSchedule(**ckpt["scheduler"])
 
@@ -234,11 +248,23 @@ def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]
         diffusion = make_diffusion(**asdict(config.diffusion))
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(mix(config.train.seed, "weights"))
-            model = UNet(**asdict(config.model))
+            outputs = 2 if config.diffusion.learn_variance else 1
+            model = UNet(**asdict(config.model), outputs=outputs)
         check_size(config.data.image_size, model.size_multiple)
+        check_clipping(config, diffusion)
     except ValueError as e:
         raise ConfigError(str(e)) from e
     return model.to(memory_format=torch.channels_last), diffusion
+
+
+def check_clipping(config: Config, diffusion: GaussianDiffusion) -> None:
+    """ValueError where x_0 is computed from eps, not clipped, and errors of eps are amplified."""
+    gain = (diffusion.sigma[-1] / diffusion.signal[-1]).item()
+    if config.diffusion.prediction == "eps" and not config.sample.clip and gain > MOST_GAIN:
+        raise ValueError(
+            f"--no-clip: at T this schedule multiplies the network's errors of eps by {gain:.2g}; "
+            "sample with --clip, or train with --prediction v or a schedule that ends earlier"
+        )
 
 
 def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:
