@@ -308,10 +308,10 @@ def make_diffusion(
     precondition: bool,
     loss: str,
     first_timestep: int,
-    log_snr: tuple[float, float],
-    zero_terminal: bool,
-    discrete_pixels: bool,
-    learn_variance: bool,
+    log_snr: Sequence[float] = (),
+    zero_terminal: bool = False,
+    discrete_pixels: bool = False,
+    learn_variance: bool = False,
 ) -> GaussianDiffusion:
     """The process of a configuration. Raises ValueError as make_alphas and the process do."""
     hand_set = make_alphas(schedule, timesteps, alphas, log_snr, zero_terminal)

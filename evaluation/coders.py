@@ -14,7 +14,7 @@ COUNTED = 10_000  # training images from which the context coder's counts are ta
 LEVELS = (1, 128, 255)  # from which value on a neighbour is of the next kind
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))  # rows up, columns to the left
 NEAR = 2  # of them make the shorter context
-PRIOR = 4.0  # pixels that the prediction of a shorter context counts for
+PRIOR = 32.0  # pixels that the prediction of a shorter context counts for
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip -9": lambda data: gzip.compress(data, 9),

@@ -22,6 +22,7 @@ from utils.devices import double
 POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
 ERRORS = 1024  # training images from which the optimal variance is measured
+BY_BAND, CODERS = "by t and kind of pixel", "lossless coders"  # in metrics.json
 FITTED = 256  # training images to which the decoder's variance is fitted
 
 
@@ -84,7 +85,7 @@ def bits_per_dim(
     denoiser = Denoiser(network, diffusion, sampler.clip, model.x0_error)
     images, fitted = ((part.x_0, part.labels) for part in (test[:BITS], train[:FITTED]))
     count, every = len(images[0]), diffusion.count_trained(diffusion.timesteps)
-    found = {}
+    found, more = {}, {}
     for steps in sorted({every, sampler.steps}, reverse=True):
         parts = bounds(denoiser, images, fitted, steps, every if all_terms else TERMS)
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
@@ -92,14 +93,11 @@ def bits_per_dim(
         show(title, found[f"{steps} steps"])
         if steps == every:
             name = sampler.variance if sampler.sampler == "ddpm" else "posterior"
-            found["by t and pixel"] = parts[name].table(BANDS)
+            more[BY_BAND] = parts[name].table(BANDS)
             title = f"Of these with the {name} variance, of pixels at -1 or 1 and of the others"
-            show(title, found["by t and pixel"])
+            show(title, more[BY_BAND])
     if sampler.sampler != "ddpm":
         print(f"{sampler.sampler} has no bound; these are of ddpm's chain")
-    found["lossless coders"] = coded_bits(train.images.cpu(), test.images[:BITS].cpu())
-    show(
-        f"Bits per dimension of the same {count} images by lossless coders",
-        found["lossless coders"],
-    )
-    return found
+    more[CODERS] = coded_bits(train.images.cpu(), test.images[:BITS].cpu())
+    show(f"Bits per dimension of the same {count} images by lossless coders", more[CODERS])
+    return found | more

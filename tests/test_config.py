@@ -32,7 +32,7 @@ SECTIONS = list(vars(Config()).values())
     ("section", "configured", "not_configured"),
     [
         (DataConfig, data.DataOptions, {"image_channels"}),
-        (ModelConfig, UNet, set()),
+        (ModelConfig, UNet, {"outputs"}),
         (DiffusionConfig, diffusion.make_diffusion, set()),
     ],
 )

@@ -22,6 +22,7 @@ from diffusion.samplers import ddpm
 from evaluation import features, likelihood
 from evaluation.features import LabeledImages, load_or_train, shifted
 from evaluation.floor import Reference
+from evaluation.likelihood import BY_BAND, CODERS
 from evaluation.memorization import memorization
 from evaluation.scores import score
 from evaluation.tasks import of_classes
@@ -64,9 +65,11 @@ def test_everything_is_measured_printed_and_kept(measure, trained):
     floor = rows["real train images"]["fid_classifier@300"]
     assert rows["ddpm:5"]["fid_classifier@300"] > 5 * floor
     assert sum(found["scores"]["class_shares"]["real test images"]) == pytest.approx(1)
-    assert list(found["bits_per_dim"]) == ["of", "50 steps", "5 steps"]
-    del found["bits_per_dim"]["of"]
-    for chain in found["bits_per_dim"].values():
+    bits = found["bits_per_dim"]
+    assert list(bits) == ["of", "50 steps", "5 steps", BY_BAND, CODERS]
+    assert bits[BY_BAND]["all"]["total"] == pytest.approx(bits["50 steps"]["posterior"]["total"])
+    assert all(0 < row["total"] < 8 for row in bits[CODERS].values())
+    for chain in (bits["50 steps"], bits["5 steps"]):
         for parts in chain.values():
             assert parts["prior"] + parts["kl"] + parts["decoder"] == pytest.approx(parts["total"])
         assert chain["optimal"]["total"] < min(chain[k]["total"] for k in ("beta", "posterior"))
@@ -181,7 +184,7 @@ def test_all_terms_agree_with_those_sampled(trained):
         likelihood.bits_per_dim(model, sampler, train, test, all_terms)
         for all_terms in (False, True)
     )
-    assert list(every) == ["49 steps", "5 steps"]
+    assert list(every) == ["49 steps", "5 steps", BY_BAND, CODERS]
     a, b = (found["49 steps"]["posterior"] for found in (some, every))
     assert a["kl"] != b["kl"]
     assert a["total"] == pytest.approx(b["total"], abs=4 * math.hypot(a["se"], b["se"]))

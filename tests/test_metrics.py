@@ -122,6 +122,13 @@ def test_precision_by_hand():
     assert precision_recall(real, samples)[0] == pytest.approx(3 / 5)
 
 
+def test_copies_in_the_reference_have_themselves_inside():
+    """Where a point has more than k copies its radius is 0, and rounding must not decide."""
+    real = normal(30, 64, seed=2).float().repeat_interleave(5, 0) + 3
+    assert precision_recall(real, real[::5].clone()) == (1.0, 1.0)
+    assert precision_recall(real, real[::5] * 1.01)[0] == 0  # control
+
+
 def test_nearest_neighbours_are_those_of_all_pairs_written_out():
     points, reference = normal(50, 8), normal(70, 8, seed=1)
     every = (points[:, None] - reference[None]).norm(dim=2)

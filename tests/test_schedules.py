@@ -45,6 +45,46 @@ def test_sigmoid_is_its_formula():
     torch.testing.assert_close(alpha_bar, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_log_snr_is_a_line_between_its_ends():
+    alpha_bar = make_alphas("log-snr", 50, (), (9.0, -4.0)).cumprod(0)
+    expected = torch.linspace(9, -4, 50, dtype=torch.float64)
+    torch.testing.assert_close(alpha_bar.logit(), expected)
+    torch.testing.assert_close(
+        make_alphas("log-snr", 50).cumprod(0).logit()[[0, -1]],
+        torch.tensor([13.3, -5.0], dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("ends", [(1.0, 2.0), (1.0, 1.0), (1.0,), (3.0, 2.0, 1.0)])
+def test_ends_of_log_snr_that_cannot_be_are_refused(ends):
+    with pytest.raises(ValueError, match="--log-snr"):
+        make_alphas("log-snr", 50, (), ends)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_zero_terminal_snr_is_zero_exactly_and_keeps_the_first_step(schedule):
+    plain, zero = (make_alphas(schedule, 100, zero_terminal=z).cumprod(0) for z in (False, True))
+    assert zero[-1] == 0
+    assert plain[-1] > 0  # control
+    torch.testing.assert_close(zero[0], plain[0])
+    signal, shifted = plain.sqrt(), zero.sqrt()
+    torch.testing.assert_close(  # Lin et al. 2024, Algorithm 1
+        shifted, (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    )
+
+
+def test_a_list_may_end_in_nothing_but_noise():
+    assert make_alphas("manual", 2, (0.9, 0.0)).prod() == 0
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        make_alphas("manual", 3, (0.9, 0.0, 0.5))
+
+
+def test_a_list_whose_product_vanishes_before_the_end_is_refused():
+    with pytest.raises(ValueError, match="vanishes at t = 866 of 1000"):
+        make_alphas("manual", 1000, (0.45,) * 1000)
+    assert make_alphas("manual", 800, (0.45,) * 800).prod() > 0  # control
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("timesteps", [25, 1000])
 def test_every_schedule_destroys_the_image_step_by_step(schedule, timesteps):
