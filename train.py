@@ -71,6 +71,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     config, train_set, test_set = load_data(args, ranks)
     start = args.resumed or args.pretrained
     state = TrainState.create(config, len(train_set), device, ranks, start)
+    if config.diffusion.discrete_pixels and not args.resumed:
+        state.count_values(train_set)
     if args.dry_run:
         print("\n".join([*report(train_set, test_set), "", describe(state)]), flush=True)
         print("\n".join(forecast(args, state, train_set)))

@@ -4,6 +4,7 @@ from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diff
 from diffusion.generate import DiffusionModel, generate, spread
 from diffusion.importance import LossMoments
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
+from diffusion.pixels import value_prior
 from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
 from diffusion.validation import HeldOut, held_out_losses, repeated
@@ -32,5 +33,6 @@ __all__ = [
     "repeated",
     "spread",
     "uniform_grid",
+    "value_prior",
     "x0_errors",
 ]

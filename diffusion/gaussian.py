@@ -4,6 +4,7 @@ t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1
 ``alpha_bar[0] == 1``. Coefficients are float64, on the CPU, and cast where they meet an image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
@@ -17,7 +18,7 @@ from utils.devices import real_dtype
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) -> its prediction
 Time = Tensor | int  # t: (B,) int64, or one t for all
-TABLES = ("signal", "sigma", "loss_weight", "density", "step")  # (..., T + 1), where the images are
+TABLES = ("signal", "sigma", "loss_weight", "density", "step", "value_prior")  # on the device
 
 PREDICTIONS = ("x0", "eps", "v")
 MIN_SNR_GAMMA = 5.0
@@ -27,13 +28,15 @@ MIN_VARIANCE = 1e-8  # learned at s = 0: a fortieth of a pixel's bin
 
 
 class Estimate(NamedTuple):
-    """What the network says of x_t: x̂_θ(x_t, t), and, where it learns the variance, v.
+    """What the network says of x_t: x̂_θ(x_t, t), and what it was made from; (B, C, H, W) each.
 
-    Both (B, C, H, W); see ``GaussianDiffusion.learned_variance``.
+    v: where it learns the variance, see ``GaussianDiffusion.learned_variance``. located: of
+    discrete pixels, the estimate before it was drawn to their values.
     """
 
     x_0: Tensor
-    v: Tensor | None
+    v: Tensor | None = None
+    located: Tensor | None = None
 
 
 class GaussianDiffusion:
@@ -42,10 +45,12 @@ class GaussianDiffusion:
     alphas: (T,) float64. prediction: "x0" the clean image, "eps" the noise, "v" their
     rotation sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). precondition: x_0
     is computed from the output by ``precondition_x0`` instead of being the output.
-    discrete_pixels: then by ``pixel_mean``. loss: a name in LOSSES. first_timestep: the smallest t
+    discrete_pixels: then by ``pixel_mean``, with ``value_prior`` (256,), which is uniform until it
+    is set to that of the images. loss: a name in LOSSES. first_timestep: the smallest t
     trained and sampled; 2 is "let x_1 = x_0". learn_variance: the network has as many channels
     again, for the variance of the reverse process. Raises ValueError where first_timestep is not in
-    1 ... T, and where the noise cannot be predicted as x_T has no signal.
+    1 ... T, where the noise cannot be predicted as x_T has no signal, and for weights of the loss
+    that are not finite.
     """
 
     def __init__(
@@ -71,11 +76,18 @@ class GaussianDiffusion:
         self.prediction, self.first_timestep = prediction, first_timestep
         self.precondition = precondition and prediction == "x0"
         self.discrete_pixels = discrete_pixels and prediction == "x0"
+        self.value_prior = torch.full((256,), -math.log(256), dtype=torch.float64)
         self.loss, self.learn_variance = loss, learn_variance
         self.alpha = F.pad(alphas, (1, 0), value=1.0)
         self.alpha_bar = self.alpha.cumprod(0)
         self.signal, self.sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         self.loss_weight = LOSSES[loss](self)
+        bad = (~self.loss_weight[first_timestep:].isfinite()).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"--loss {loss} has no finite weight at t = {first_timestep + int(bad[0])}: the "
+                "schedule changes too little there, or too much; use other alphas or another loss"
+            )
         self.density = timestep_density(self, loss)
         self.step = single_steps(self)
 
@@ -90,6 +102,11 @@ class GaussianDiffusion:
             table = getattr(self, name)
             setattr(self, name, table.to(real_dtype(device)).to(device))
         return self
+
+    def set_value_prior(self, log_prior: Tensor | None) -> None:
+        """How often each of the 256 values of a pixel occurs, (256,): see ``value_prior``."""
+        if log_prior is not None:
+            self.value_prior.copy_(log_prior)
 
     def count_trained(self, t: int) -> int:
         """The number of timesteps first_timestep ... t: the most steps from x_t to x_0."""
@@ -146,19 +163,23 @@ class GaussianDiffusion:
 
     def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The estimate of ``target``, from the network's output."""
-        estimate = self.precondition_x0(output, x_t, t) if self.precondition else output
-        return self.round_x0(estimate, t) if self.discrete_pixels else estimate
+        located = self.locate(output, x_t, t)
+        return self.round_x0(located, t) if self.discrete_pixels else located
 
-    def round_x0(self, estimate: Tensor, t: Time) -> Tensor:
+    def locate(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """``predict``, but for the values that a pixel can have."""
+        return self.precondition_x0(output, x_t, t) if self.precondition else output
+
+    def round_x0(self, located: Tensor, t: Time) -> Tensor:
         """The posterior mean of x_0 among the 256 values, with the gradient of the identity.
 
-        The squared error then has the gradient of a convex loss of ``estimate``, that which matches
-        this link function: where a pixel is surely black, the network need not say exactly -1, but
-        anything below, and errors smaller than the distance of two values cost nothing.
+        The squared error then has the gradient of a convex loss of ``located``, the one that
+        matches this link function: where a pixel is surely black, the network need not say exactly
+        -1, but anything below, and errors smaller than the distance of two values cost nothing.
         """
-        a, b = self.scales(t, estimate)
-        mean = pixel_mean(estimate.detach(), b / a)
-        return estimate + (mean - estimate).detach() if estimate.requires_grad else mean
+        a, b = self.scales(t, located)
+        mean = pixel_mean(located.detach(), b / a, self.value_prior)
+        return located + (mean - located).detach() if located.requires_grad else mean
 
     def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
@@ -188,7 +209,10 @@ class GaussianDiffusion:
         """``denoise``, and what the network says of the variance."""
         times = t if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
         output, v = self.split(model(x_t, times).to(x_t.dtype))  # from bfloat16
-        x_0 = self.predict_x0(output, x_t, t)
+        located = self.locate(output, x_t, t)
+        if self.discrete_pixels:
+            return Estimate(self.round_x0(located, t), v, located)
+        x_0 = self.solve_x0(located, x_t, t)
         return Estimate(x_0.clamp(-1, 1) if clip else x_0, v)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:

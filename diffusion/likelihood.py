@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.gaussian import Estimate, GaussianDiffusion, expand
 from diffusion.generate import ignore
-from diffusion.pixels import HALF_BIN, discretised_nll
+from diffusion.pixels import HALF_BIN, discretised_nll, pixel_nll
 from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
 from utils.devices import double
 
@@ -45,8 +45,8 @@ class Denoiser:
         for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
             found = self.diffusion.estimate(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
             estimates.append(found)
-        x_0, v = zip(*estimates, strict=True)
-        return Estimate(torch.cat(x_0), None if v[0] is None else torch.cat(v))
+        parts = zip(*estimates, strict=True)
+        return Estimate(*(None if part[0] is None else torch.cat(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,12 @@ def bounds(
             term = parts(kl_terms(diffusion, sigma2, t, s, squared).to(x_0.device))
             kl.setdefault(name, []).append(importance[:, None] * term)
         progress(len(x_0))
-    decoded = estimate(model, images, grid[-2].expand(len(x_0)), generator)
+    nlls = decoder_terms(model, images, fitted, steps, generator)
     prior, empty = parts(prior_term(diffusion, x_0)), torch.zeros(len(x_0), 0, 2)
-    bound = {}
-    for name, last_variance in last_variances(model, fitted, steps, decoded.v).items():
-        terms_of = torch.stack(kl[name], 1) if name in kl else empty
-        nll = parts(discretised_nll(x_0, decoded.x_0, last_variance))
-        bound[name] = Bound(prior, terms_of, nll, grid[which])
-    return bound
+    return {
+        name: Bound(prior, torch.stack(kl[name], 1) if kl else empty, parts(nll), grid[which])
+        for name, nll in nlls.items()
+    }
 
 
 def variances(diffusion: GaussianDiffusion) -> list[str]:
@@ -189,7 +187,25 @@ def kl_terms(
     return (ratio - 1 - ratio.log() + of_means) / 2
 
 
-# The variances of the last jump; the errors of x_0, from which "optimal" is computed.
+# The last jump; the errors of x_0, from which "optimal" is computed.
+
+
+def decoder_terms(
+    model: Denoiser, images: Images, fitted: Images, steps: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """-log p(x_0 | x_t1) of each pixel in nats, for each of VARIANCES; the shape of x_0.
+
+    Of discrete pixels it is that of their values, whatever the variance.
+    """
+    (x_0, _), diffusion = images, model.diffusion
+    t = uniform_grid(diffusion, steps)[-2]
+    found = estimate(model, images, torch.full((len(x_0),), t), generator)
+    if found.located is not None:
+        a, b = diffusion.signal[t], diffusion.sigma[t]
+        nll = pixel_nll(x_0, found.located, b / a, diffusion.value_prior)
+        return dict.fromkeys(variances(diffusion), nll)
+    last = last_variances(model, fitted, steps, found.v)
+    return {name: discretised_nll(x_0, found.x_0, sigma2) for name, sigma2 in last.items()}
 
 
 def last_variances(

@@ -40,10 +40,11 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """Ancestral sampling: Algorithm 2 of Ho et al. (2020), sigma^2 by a name in VARIANCES."""
     for t, s in pairwise(grid):
-        x_0, v = diffusion.estimate(model, x, t, clip)
-        x, _ = diffusion.posterior(x_0, x, t, s)
+        found = diffusion.estimate(model, x, t, clip)
+        x, _ = diffusion.posterior(found.x_0, x, t, s)
         if s > 0:
-            x = x + expand(VARIANCES[variance](diffusion, t, s, x0_error, v).sqrt(), x) * randn()
+            sigma2 = VARIANCES[variance](diffusion, t, s, x0_error, found.v)
+            x = x + expand(sigma2.sqrt(), x) * randn()
         yield x
 
 

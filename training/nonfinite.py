@@ -68,7 +68,9 @@ def raise_if_diverged(state: TrainState, step: Step, train_set: ImageSet) -> Non
     first, lr = state.step - skipped + 1, state.config.train.lr
     saved = checkpoint.steps(state.saved.parent) if state.saved else {}
     good = next((path for n, path in reversed(saved.items()) if n < first), None)
-    line = rerun(state, step, train_set, first)
+    line, images_finite = rerun(state, step, train_set, first)
+    if not images_finite:
+        raise NotFiniteError(f"{line}\nMend the images: no learning rate would help")
     if good is None:
         raise NotFiniteError(
             f"{line}\nNo checkpoint was written yet: start again with --lr {lr / 2:g}"
@@ -86,13 +88,13 @@ def replay(state: TrainState, step: Step, train_set: ImageSet, last: int) -> int
     if state.schedule and last > state.schedule.total_steps:
         raise ConfigError(f"--replay must be at most {state.schedule.total_steps}, got {last}")
     for number in range(state.step + 1, last + 1):
-        line = rerun(state, step, train_set, number)
+        line, _ = rerun(state, step, train_set, number)
     print(line)
     return 0
 
 
-def rerun(state: TrainState, step: Step, train_set: ImageSet, number: int) -> str:
-    """Run this step with the current weights; one line of diagnosis."""
+def rerun(state: TrainState, step: Step, train_set: ImageSet, number: int) -> tuple[str, bool]:
+    """Run this step with the current weights; one line of diagnosis, whether images are finite."""
     state.step = number - 1
     x_0, y = next(state.batches(train_set, most=1))
     state.step = number
@@ -100,12 +102,14 @@ def rerun(state: TrainState, step: Step, train_set: ImageSet, number: int) -> st
     with eager, non_finite_outputs(state.model) as modules:
         result = step(state, x_0, y)
     cause = f"first output that is not finite: {modules[0]}" if modules else "all outputs finite"
-    if not x_0.isfinite().all():
+    images_finite = bool(x_0.isfinite().all())
+    if not images_finite:
         cause = "the images themselves are not finite"
-    return (
+    line = (
         f"step {number} (seed {state.config.train.seed}): loss {result.loss.item():.9g}, "
         f"gradient norm {result.grad_norm.item():.9g}, learning rate {state.lr:.9g}, {cause}"
     )
+    return line, images_finite
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from config import Config, ConfigError, TrainConfig
 from data import ImageSet
-from diffusion import GaussianDiffusion, LossMoments, make_diffusion
+from diffusion import GaussianDiffusion, LossMoments, make_diffusion, value_prior
 from models import PowerEMA, UNet, check_size
 from training.optim import OPTIMIZERS, LRSchedule
 from training.plan import Validations
@@ -20,11 +20,13 @@ from training.resume import Resumed
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
+from utils.images import to_uint8
 from utils.seeding import coins, mix, permutation
 
 MOST_GAIN = (
     1e3  # of errors of eps at T without clipping; 160 on Ho et al.'s schedule, 2e4 on cosine
 )
+COUNTED = 5_000  # images whose pixel values are counted
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
 
 
@@ -139,6 +141,11 @@ class TrainState:
         state.network = ranks.wrap(model)
         return state
 
+    def count_values(self, train_set: ImageSet) -> None:
+        """Tell the process how often each value of a pixel occurs, in some of these images."""
+        x_0, _ = next(train_set.batches(permutation(len(train_set), 0, 0)[:COUNTED], COUNTED))
+        self.diffusion.set_value_prior(value_prior(to_uint8(x_0)))
+
     @property
     def device(self) -> torch.device:
         return self.diffusion.device
@@ -204,6 +211,7 @@ class TrainState:
             "x0_error": self.x0_error if self.validation_due else None,  # else stale
             "by_quarter": self.loss_by_quartile,
             "loss_moments": self.moments and self.moments.sums,
+            "value_prior": self.diffusion.value_prior if self.diffusion.discrete_pixels else None,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
         }
@@ -228,6 +236,7 @@ class TrainState:
         self.changes = list(ckpt.get("changes", []))
         if self.ranks.first:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
+        self.diffusion.set_value_prior(ckpt.get("value_prior"))
         if self.moments and ckpt.get("loss_moments") is not None:
             self.moments.sums.copy_(ckpt["loss_moments"])
         if ckpt["scheduler"] and not resumed.reschedule:

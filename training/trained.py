@@ -179,6 +179,7 @@ class OpenCheckpoint:
         """
         c, weights = self.config, self.content.pop("ema")
         network, diffusion = build(c)
+        diffusion.set_value_prior(self.content.get("value_prior"))
         ema = PowerEMA(network, c.train.ema_power, c.train.ema_decay)
         checkpoint.check_fits(self.path, "ema", weights, ema.state_dict())
         ema.load_state_dict(weights)

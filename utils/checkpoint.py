@@ -28,7 +28,7 @@ TRAINING = frozenset({"model", "optimizer"})  # what sampling does without
 SAMPLING = tuple(part for part in PARTS if part not in TRAINING)
 # What training computed: a run that was interrupted and resumed has it bit for bit.
 RESULT = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
-RESULT += ("by_quarter", "loss_moments")
+RESULT += ("by_quarter", "loss_moments", "value_prior")
 
 
 class CheckpointError(InputError):
