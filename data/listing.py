@@ -85,6 +85,7 @@ def list_images(source: Folder | Zip) -> Listing:
         raise DataError(f"{source.description} has {readable(tests[0])}/ but no train/: {ACCEPTED}")
     refuse_domains(source, heads(names, depth))
     folders = class_folders(names, depth)
+    refuse_test_class(source, names, depth, folders)
     files = labelled(names, depth, folders, left_out)
     files = split_within(source, files, depth + bool(folders), left_out)
     return Listing(source, tuple(files), named_apart(folders), left_out)
@@ -189,6 +190,22 @@ def refuse_domains(source: Folder | Zip, folders: set[str]) -> None:
             f"{source.description} has {listed([*map(readable, found)])}: arrange them as train/A, "
             "train/B, test/A, test/B, or name one of them as --data-root"
         )
+
+
+def refuse_test_class(
+    source: Folder | Zip, names: Sequence[str], depth: int, folders: Sequence[str]
+) -> None:
+    """DataError for a ``test`` beside class folders that holds folders of their names."""
+    for folder in folders:
+        part, rest = part_of(folder)
+        if part in TEST and not rest:
+            both = heads(under(names, depth, folder), depth + 1) & set(folders)
+            if both:
+                shown = readable(folder)
+                raise DataError(
+                    f"{source.description} has {listed(sorted(map(readable, both)))} both beside "
+                    f"{shown}/ and in it: move those beside it into a folder train/"
+                )
 
 
 def paired(parts: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -151,6 +151,14 @@ def test_what_may_be_of_either_set_is_refused(tmp_path, layout, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_test_folder_beside_its_classes_is_refused(tmp_path):
+    root = fill(tmp_path / "a", "cat", "dog", "val/cat", "val/dog", each=3)
+    with pytest.raises(DataError, match="has cat, dog both beside val/ and in it: move"):
+        opened(root)
+    plain = fill(tmp_path / "b", "cat", "dog", "val/x", "val/y", each=3)  # control
+    assert opened(plain)[0].class_names == ("cat", "dog", "val")
+
+
 def test_a_class_without_a_test_folder_is_trained_on_alone(tmp_path):
     train_set, test_set = opened(fill(tmp_path, *SPLIT_WITHIN[:3], each=5))
     assert train_set.labels.bincount().tolist() == [5, 5]
