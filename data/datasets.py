@@ -192,10 +192,13 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
 
 
 def holds_images(data_root: str) -> bool:
-    """Whether these are someone's own images: such files, but no data set of torchvision."""
+    """Whether these are someone's own images: such files, but no data set of torchvision.
+
+    A single file is not of torchvision, whatever it is.
+    """
     root = Path(data_root)
     if root.is_file():
-        return may_hold(Folder(root.parent), root.name)
+        return True
     if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
         return False
     source = Folder(root)

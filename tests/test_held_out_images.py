@@ -267,14 +267,15 @@ def test_a_data_set_that_was_typed_is_not_doubted(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", images=np.zeros((4, 4, 4), np.uint8))
     network = NETWORK[NETWORK.index("--device") :]
-    for root in (str(fill(tmp_path / "pets", "", each=3)), "a.npz"):
+    (tmp_path / "a.tar").write_bytes(b"of images, perhaps")
+    for root in (str(fill(tmp_path / "pets", "", each=3)), "a.npz", "a.tar"):
         flags = [*network, "--max-steps", "1", "--data-root", root]
         assert train.main(flags) == 2
         error = capsys.readouterr().err
         assert "type --dataset folder" in error
         assert error.count("\n") == 1
         assert train.main([*flags, "--preset", "cifar10"]) == 2
-        assert "not cifar10: to train on them, type --dataset folder" in capsys.readouterr().err
+        assert "does not hold cifar10: to train on the images in it" in capsys.readouterr().err
         assert train.main([*flags, "--dataset", "digits", "--dry-run"]) == 0
         capsys.readouterr()
 

@@ -148,7 +148,7 @@ def check_meant(config: Config) -> None:
     data = config.data
     if data.dataset != "folder" and holds_images(data.data_root):
         raise ConfigError(
-            f"{data.data_root} holds images, but not {data.dataset}: to train on them, type "
+            f"{data.data_root} does not hold {data.dataset}: to train on the images in it, type "
             "--dataset folder"
         )
 
