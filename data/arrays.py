@@ -69,7 +69,9 @@ def list_arrays(path: Path) -> Listing:
     if set(names) != set(labels[0]):
         raise DataError(f"{readable(str(path))}: some classes have test images alone")
     left_out: Counter[str] = Counter()
-    for name in arrays.keys() - {*of_images, *of_labels}:
+    for name in arrays:
+        if name in (*of_images, *of_labels):
+            continue
         if arrays[name].ndim > 2:
             left_out[f"in the array {readable(name)}"] += len(arrays[name])
         else:
