@@ -46,8 +46,8 @@ def match_classes(words: Sequence[str], names: Sequence[str]) -> list[int]:
         joined = [(n, ",".join(rest[:n])) for n in range(min(most, len(rest)), 0, -1)]
         n, found = next(((n, r) for n, name in joined if (r := meant(name, by_name))), (0, []))
         if not found:
-            known = f"the classes are {listed(names)}"
-            raise InputError(f"--classes: no class {rest[0]!r}; {known}")
+            known = listed([repr(name) if "," in name else name for name in names])
+            raise InputError(f"--classes: no class {rest[0]!r}; the classes are {known}")
         labels, rest = labels + found, rest[n:]
     return labels
 
