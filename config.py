@@ -78,7 +78,7 @@ def parse_count(text: str, word: str) -> int:
 CHANNELS = Spelling(parse_channels, lambda n: str(n or "auto"), "auto|1|3|4")
 AUTO = Spelling(parse_auto, lambda n: str(n or "auto"), "auto|N")
 ALL = Spelling(parse_all, lambda n: str(n or "all"), "all|N")
-NAMES = Spelling(lambda text: tuple(filter(None, text.split(","))), ",".join, "NAME,...")
+NAMES = Spelling(lambda text: tuple(text.split(",")) if text else (), ",".join, "NAME,...")
 
 
 def option(

@@ -132,7 +132,7 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     first = next(iter(args.samplers.values()))
     drawn = f"{args.num:,} images, seed {args.seed}; data: {train_set.source}"
-    print(f"{describe(model, first)}; {drawn}", flush=True)
+    print("\n".join([f"{describe(model, first)}; {drawn}", *train_set.notes]), flush=True)
     needed = "bits" in args.only or model.config.sample.variance == "optimal"
     if needed and model.x0_error is None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)

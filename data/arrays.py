@@ -1,5 +1,6 @@
 """Images in a .npy or .npz file: uint8 (N, H, W[, C]), with labels if the file has them."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,25 +9,17 @@ import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.listing import ImageFile, Listing, Stamp
+from data.listing import ImageFile, Listing
+from data.sources import Stamp
 from utils.labels import natural_key, readable
 
-# Names of arrays, the first that is there: of torchvision-like, Keras and MedMNIST files, and ours.
-TRAIN = ("images", "x_train", "train_images", "x", "arr_0", "data")
-TEST = ("test_images", "x_test", "val_images", "x_val", "x_valid")
-LABELS = {  # of an array of images
-    "images": ("labels", "label", "y", "targets", "target"),
-    "x_train": ("y_train",),
-    "train_images": ("train_labels",),
-    "x": ("y", "labels", "label", "targets"),
-    "arr_0": ("arr_1",),
-    "data": ("labels", "label", "y", "targets", "target"),
-    "test_images": ("test_labels",),
-    "x_test": ("y_test",),
-    "val_images": ("val_labels",),
-    "x_val": ("y_val",),
-    "x_valid": ("y_valid",),
-}
+# Names of arrays, the likelier first: of torchvision-like, Keras, scikit-learn and MedMNIST files,
+# and ours; with ``train``, ``test`` and the like before or after, as in x_train and test_labels.
+IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
+LABELS = ("labels", "label", "y", "targets", "target")
+MAYBE_LABELS = ("classes", "class", "arr_1")  # where there are as many as images
+PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
+PARTS |= {"validation": "val", "valid": "val", "val": "val"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -43,6 +36,10 @@ class Arrays:
         image = Image.frombytes(MODES[channels], row.shape[1::-1], row.tobytes())
         return image, f"{row.shape}".encode() + row.tobytes()
 
+    def size(self, name: str) -> tuple[int, int]:
+        height, width = self.parts[name.startswith("test")].shape[1:3]
+        return height, width
+
     def stamps(self, names: Sequence[str]) -> list[Stamp]:
         about = self.path.stat()
         return [(about.st_size, about.st_mtime_ns, about.st_ctime_ns, len(names))]
@@ -51,29 +48,34 @@ class Arrays:
 def list_arrays(path: Path) -> Listing:
     """The images and classes in the file. Raises DataError, of other arrays too."""
     arrays = load_arrays(path)
-    by_lower = {name.lower(): name for name in arrays}
-    found = next((name for name in TRAIN if name in by_lower), None)
-    if found is None:
+    found = named(arrays, ("train", ""), IMAGES)
+    if not found:
         raise DataError(
             f"{readable(str(path))} has no array named images, x_train or the like, only "
-            f"{', '.join(arrays) or 'none'}"
+            f"{', '.join(map(readable, arrays)) or 'none'}"
         )
-    test = [name for name in TEST if name in by_lower]
-    parts, labels = [], []
-    for name in (found, *test[:1]):
-        parts.append(checked(path, name, arrays[by_lower[name]]))
-        of_labels = next((by_lower[n] for n in LABELS[name] if n in by_lower), None)
-        labels.append(values_of(path, of_labels, arrays.get(of_labels), len(parts[-1])))
-    if any(own is None for own in labels):
+    of_images = [*found[:1], *named(arrays, ("test", "val"), IMAGES)[:1]]
+    parts = [checked(path, name, arrays[name]) for name in of_images]
+    of_labels = [labels_of(arrays, name) for name in of_images]
+    labels = [
+        values_of(path, name, arrays.get(name), len(part))
+        for name, part in zip(of_labels, parts, strict=True)
+    ]
+    if None in labels:
         if any(labels):
-            raise DataError(f"{readable(str(path))}: {test[0]} or {found} has no labels")
+            raise DataError(f"{readable(str(path))}: {' or '.join(of_images[::-1])} has no labels")
         labels = [["all"] * len(part) for part in parts]
     names = sorted(set().union(*labels), key=natural_key)
-    if test and set(labels[1]) - set(labels[0]):
+    if set(names) != set(labels[0]):
         raise DataError(f"{readable(str(path))}: some classes have test images alone")
-    left_out = Counter({f"in {name}": len(arrays[by_lower[name]]) for name in test[1:]})
-    known = {*TRAIN, *TEST, *(name for own in LABELS.values() for name in own)}
-    left_out |= {f"array of another name ({n})": 1 for n in arrays if n.lower() not in known}
+    left_out: Counter[str] = Counter()
+    for name in arrays:
+        if name in (*of_images, *of_labels):
+            continue
+        if arrays[name].ndim > 2:
+            left_out[f"in the array {readable(name)}"] += len(arrays[name])
+        else:
+            left_out[f"array that is not used ({readable(name)})"] += 1
     index = {name: i for i, name in enumerate(names)}
     files = [
         ImageFile(f"{('train', 'test')[part]} {i}", index[name], bool(part))
@@ -84,14 +86,47 @@ def list_arrays(path: Path) -> Listing:
     return Listing(Arrays(path, parts), tuple(files), names, left_out)
 
 
+def role(name: str) -> tuple[str, str]:
+    """What an array's name says: train, test, val or nothing; and the kind, in lower case.
+
+    x_train, X-Train, train_images, imagesTrain.
+    """
+    part = "|".join(PARTS)
+    match = re.fullmatch(rf"(?:({part})[ _.-]?)?(.*?)(?:[ _.-]?({part}))?", name.lower())
+    if not match or (match[1] and match[3]):
+        return "", name.lower()
+    return PARTS.get(match[1] or match[3], ""), match[2]
+
+
+def named(
+    arrays: Mapping[str, np.ndarray], parts: Sequence[str], kinds: Sequence[str]
+) -> list[str]:
+    """The names of the arrays of these parts and kinds, in the order of the parts and kinds."""
+    wanted = [(part, kind) for part in parts for kind in kinds]
+    return sorted((n for n in arrays if role(n) in wanted), key=lambda n: wanted.index(role(n)))
+
+
+def labels_of(arrays: Mapping[str, np.ndarray], images: str) -> str | None:
+    """The name of the array that labels these images; None where there is none.
+
+    For training images also one that names no part, or another, if it has as many labels.
+    """
+    part = role(images)[0]
+    own = named(arrays, (part,), LABELS)
+    others = ("train", "") if part in ("train", "") else (part,)
+    maybe = named(arrays, others, (*LABELS, *MAYBE_LABELS))
+    fitting = [name for name in (*own, *maybe) if arrays[name].size == len(arrays[images])]
+    return next(iter((*fitting, *own)), None)
+
+
 def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
     """The arrays by name; those of a .npy are ``images``, and stay on the disk."""
     try:
         if path.suffix.lower() == ".npy":
             return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
         with np.load(path, allow_pickle=False) as opened:
-            known = {*TRAIN, *TEST, *(name for own in LABELS.values() for name in own)}
-            return {n: opened[n] if n.lower() in known else np.empty(0) for n in opened.files}
+            known = (*IMAGES, *LABELS, *MAYBE_LABELS)
+            return {n: opened[n] if role(n)[1] in known else np.empty(0) for n in opened.files}
     except Exception as e:  # numpy and zipfile raise what they like for damaged files
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         if "pickle" in reason:  # numpy advises to load it all the same

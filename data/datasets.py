@@ -19,8 +19,9 @@ from data.errors import DataError, DataNotFound
 from data.folder import check_recorded, open_folder, open_listing
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
 from data.image_set import ImageSet, TensorSet
-from data.listing import CONTAINERS, Folder, ImageFile, Listing, is_image_name, why_left_out
+from data.listing import ImageFile, Listing
 from data.options import DataOptions, Loading
+from data.sources import CONTAINERS, Folder, is_image_name, why_left_out
 from utils.labels import match_classes
 
 MAX_PADDED_BYTES = 16 * 2**30
@@ -191,19 +192,23 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
 
 
 def holds_images(data_root: str) -> bool:
-    """Whether these are someone's own images: such files, but no data set of torchvision."""
+    """Whether these are someone's own images: such files, but no data set of torchvision.
+
+    A single file is not of torchvision, whatever it is.
+    """
     root = Path(data_root)
     if root.is_file():
-        return may_hold(root.name)
+        return True
     if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
         return False
     source = Folder(root)
-    return any(may_hold(name) or not why_left_out(source, name) for name in source.walk())
+    return any(may_hold(source, name) for name in source.walk())
 
 
-def may_hold(name: str) -> bool:
-    """Whether a file of this name is an image, or one that images are read from."""
-    return is_image_name(name) or PurePosixPath(name).suffix.lower() in CONTAINERS
+def may_hold(source: Folder, name: str) -> bool:
+    """Whether this file is an image, or one that images are read from."""
+    is_container = PurePosixPath(name).suffix.lower() in CONTAINERS
+    return is_container or is_image_name(name) or not why_left_out(source, name)
 
 
 DATASETS: dict[str, Callable[[DataOptions, Loading], Splits]] = {

@@ -58,7 +58,7 @@ def render(image: Image.Image, how: Rendering) -> tuple[Tensor, tuple[int, int]]
     )
     image.draft("RGB", (width, height))  # JPEG: decode at 1/2, 1/4, 1/8 where that much is left
     image.load()
-    image = eight_bit(image, packing)
+    image = eight_bit(uncovered(image, tile), packing)
     if turned in TURNS:
         image = image.transpose(TURNS[turned])
     if how.channels < 4:
@@ -151,6 +151,26 @@ def value_range(image: Image.Image) -> tuple[float, float]:
 def one(value: object) -> float:
     """The first of a TIFF tag's values."""
     return value[0] if isinstance(value, tuple) else value
+
+
+def uncovered(image: Image.Image, tile: list | None) -> Image.Image:
+    """The first frame of an animation, transparent where it leaves the canvas free.
+
+    So viewers show it; Pillow fills that with the first colour of a GIF's palette, and with black
+    in a WebP. tile: of the image before it was loaded.
+    """
+    if image.format == "GIF" and "transparency" not in image.info:
+        box = tile[0].extents if tile else (0, 0, *image.size)
+        if box == (0, 0, *image.size):
+            return image
+        frame = Image.new("L", image.size, 0)
+        frame.paste(255, box)
+        image = image.convert("RGBA")
+        image.putalpha(frame)
+    elif image.format == "WEBP" and image.mode == "RGB" and image.info.get("duration"):
+        canvas = Image.frombytes("RGBA", image.size, image.tobytes("raw", "RGBX"))  # X: its alpha
+        return canvas if canvas.getchannel("A").getextrema()[0] < 255 else image
+    return image
 
 
 def opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

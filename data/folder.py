@@ -20,11 +20,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from data.arrays import list_arrays
-from data.decode import Rendering, colour, cut_off, render, seen_size
+from data.decode import Rendering, colour, cut_off, render
 from data.errors import DataError, DataNotFound, ReadError
 from data.image_set import ImageSet, StreamSet, TensorSet, num_threads
-from data.listing import ACCEPTED, Folder, ImageFile, Listing, Source, Zip, list_images, summary
+from data.listing import ACCEPTED, ImageFile, Listing, list_images, summary
 from data.options import DataOptions, Loading
+from data.sources import Folder, Source, Zip
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.devices import main_memory
@@ -38,7 +39,7 @@ UNKNOWN_MEMORY = 8 * 2**30  # where Python cannot tell, as on Windows
 HELD_OUT_EVERY, MIN_IMAGES, MIN_CLASS = 10, 20, 5  # one in ten; from so many images, a class on
 MAX_NAMED = 3  # damaged files in a message
 MENTIONED_CUT = 0.1  # share of the pixels that cropping may cut off without a word
-KIND = "ddpm-images-1"  # change it with what `render` computes
+KIND = "ddpm-images-2"  # change it with what `render` computes
 T, R = TypeVar("T"), TypeVar("R")
 
 
@@ -290,7 +291,7 @@ def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[in
 
     def size(name: str) -> tuple[int, int] | None:
         try:
-            return seen_size(source.open(name)[0])
+            return source.size(name)
         except Exception:  # told when it is decoded
             return None
 

@@ -1,53 +1,28 @@
 """Which images a folder, a zip or an array file holds, their classes, and what is left out."""
 
-import io
-import os
 import re
-import stat
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Protocol
-
-from PIL import Image, UnidentifiedImageError
+from pathlib import PurePosixPath
 
 from data.errors import DataError, DataNotFound
+from data.sources import CONTAINERS, Folder, Source, Zip, why_left_out
 from utils.labels import listed, match_classes, natural_key, readable
 
 ACCEPTED = (
     "--dataset folder takes a folder or .zip of images (flat, one folder per class, or train/ "
     "and test/ beside each other), or a .npz or .npy of uint8 images"
 )
-MAX_FILE_BYTES = 2**30
-TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
-CONTAINERS = (".zip", ".npz", ".npy")  # files that images are read from
-# Besides hidden files and folders: what systems leave behind.
-IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "lost+found"}
-IGNORED |= {"System Volume Information"}
-NEEDS_PLUGIN = {
-    "HEIC": {".heic", ".heif", ".hif"},
-    "JPEG XL": {".jxl"},
-    "camera raw": {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"},
-    "vector": {".svg", ".svgz", ".eps", ".ps", ".pdf", ".wmf", ".emf", ".ai"},
-    "OpenEXR or HDR": {".exr", ".hdr"},
-}
-NOT_IMAGES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow names but cannot decode
-Stamp = tuple[int | str, ...]  # changes when a file does
-
-
-class Source(Protocol):
-    """Where images come from."""
-
-    description: str
-
-    def open(self, name: str) -> tuple[Image.Image, bytes]:
-        """The image, not decoded yet, and the bytes that its digest is of."""
-
-    def stamps(self, names: Sequence[str]) -> list[Stamp]:
-        """What changes when the content of a name does, without reading it."""
+TRAIN = ("train", "training")
+SURELY_TEST = ("test", "tests", "testing", "val", "valid", "validation", "eval", "evaluation")
+SURELY_TEST += ("holdout", "heldout")  # the likelier names first
+TEST = (*SURELY_TEST, "dev")  # where there is a ``train``
+FILLERS = "sets?|images?|imgs?|pictures?|pics?|photos?|data|dataset|samples?|split"
+PART = re.compile(
+    rf"(?P<part>{'|'.join((*TRAIN, *TEST))})(?:{FILLERS})?|(?P<of>train|test|val)(?P<domain>[ab])"
+)
 
 
 @dataclass(frozen=True)
@@ -81,94 +56,6 @@ class Listing:
         return replace(self, files=tuple(files), class_names=names, left_out=left_out)
 
 
-class Folder:
-    """A folder of files, with links followed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.description = root, readable(str(root))
-
-    def walk(self) -> Iterator[str]:
-        """Names of all entries that are not folders, relative to the root, "/" in between."""
-
-        def fail(e: OSError) -> None:
-            raise DataError(f"cannot read the folder {readable(str(e.filename))}: {e.strerror}")
-
-        around = self.root.resolve().parents
-        for folder, folders, names in os.walk(self.root, onerror=fail, followlinks=True):
-            inside = Path(folder).relative_to(self.root)
-            above = [*(self.root / parent for parent in inside.parents), *around]
-            if any(os.path.samefile(folder, parent) for parent in above if inside.parts):
-                folders.clear()  # a link to a folder above
-                continue
-            yield from (str(PurePosixPath(inside, name)) for name in names)
-
-    def is_file(self, name: str) -> bool:
-        """False for pipes, devices and broken links, which must not be opened."""
-        try:
-            return stat.S_ISREG(os.stat(self.root / name).st_mode)
-        except OSError:
-            return False
-
-    def open(self, name: str) -> tuple[Image.Image, bytes]:
-        path = self.root / name
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise OSError(f"larger than {MAX_FILE_BYTES:,} bytes")
-        return identify(path.read_bytes())
-
-    def stamps(self, names: Sequence[str]) -> list[Stamp]:
-        """Size, times and inode: no program can write to a file and leave its ctime."""
-        about = (os.stat(self.root / name) for name in names)
-        return [(a.st_size, a.st_mtime_ns, a.st_ctime_ns, a.st_ino) for a in about]
-
-
-class Zip:
-    """A zip archive, read without unpacking it; its members may be read by several threads."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.description = path, readable(str(path))
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except Exception as e:  # zipfile raises what it likes for damaged files
-            raise DataError(f"cannot read the zip {self.description}: {e}") from e
-        files = (i for i in self.archive.infolist() if not i.is_dir())
-        self.members = {
-            str(PurePosixPath(i.filename.replace("\\", "/").lstrip("/"))): i for i in files
-        }
-
-    def walk(self) -> Iterator[str]:
-        yield from self.members
-
-    def is_file(self, name: str) -> bool:
-        """False for links, which lead nowhere in an archive."""
-        return not stat.S_ISLNK(self.members[name].external_attr >> 16)
-
-    def open(self, name: str) -> tuple[Image.Image, bytes]:
-        if self.members[name].file_size > MAX_FILE_BYTES:
-            raise OSError(f"larger than {MAX_FILE_BYTES:,} bytes")
-        return identify(self.archive.read(self.members[name]))
-
-    def stamps(self, names: Sequence[str]) -> list[Stamp]:
-        infos = (self.members[name] for name in names)
-        return [(i.file_size, i.CRC, i.compress_size) for i in infos]
-
-
-def identify(content: bytes) -> tuple[Image.Image, bytes]:
-    """The image in these bytes, not decoded yet. Raises OSError and what Pillow raises."""
-    try:
-        return Image.open(io.BytesIO(content), formats=readable_formats()), content
-    except UnidentifiedImageError as e:
-        if content[4:8] == b"ftyp":
-            raise OSError("HEIC or the like: convert it to PNG or JPEG") from e
-        raise
-
-
-@cache
-def readable_formats() -> list[str]:
-    """The formats that Pillow decodes by itself: EPS, for one, would start another program."""
-    Image.init()
-    return [name for name in Image.OPEN if name not in {"EPS", "WMF", *NOT_IMAGES}]
-
-
 def list_images(source: Folder | Zip) -> Listing:
     """Find the images of a folder or zip, and what the folders in it mean. Raises DataError.
 
@@ -178,11 +65,10 @@ def list_images(source: Folder | Zip) -> Listing:
     """
     left_out: Counter[str] = Counter()
     names = []
-    for name in sorted(set(source.walk())):
+    for name, times in sorted(Counter(source.walk()).items()):
         reason = why_left_out(source, name)
-        if reason:
-            left_out[reason] += 1
-        else:
+        left_out[reason or "of the same name as another"] += times if reason else times - 1
+        if not reason:
             names.append(name)
     if not names:
         found = f" ({summary(left_out)})" if left_out else ""
@@ -191,63 +77,56 @@ def list_images(source: Folder | Zip) -> Listing:
                 found += f"; for those in {readable(name)} make it the --data-root"
                 break
         raise DataNotFound(f"no images in {source.description}{found}: {ACCEPTED}")
-    depth = 0
-    while len(heads(names, depth)) == 1 and not at_top(names, depth):
-        depth += 1
-    refuse_domains(source, heads(names, depth))
+    names, depth = unwrapped(names, left_out)
     train, tests = split_parts(names, depth)
-    if not tests:
-        class_names, files = label(names, depth, left_out)
-        return Listing(source, tuple(files), class_names, left_out)
-    if not train:
-        raise DataError(f"{source.description} has {tests[0]}/ but no train/: {ACCEPTED}")
-    inside = {part: under(names, depth, part) for part in (train, *tests)}
-    folders = class_folders(inside[train], depth + 1)
-    fits = [test for test in tests if not folders or heads(inside[test], depth + 1)]
-    if not fits:
-        raise DataError(f"{source.description}: {train}/ has class folders, {tests[0]}/ has not")
-    test = fits[0]
-    left_out[f"outside {train}/ and {test}/"] += len(names) - len(inside[train]) - len(inside[test])
-    unknown = heads(inside[test], depth + 1) - set(folders)
-    if folders and unknown:
-        raise DataError(
-            f"{source.description}: {test}/ has classes that {train}/ lacks: "
-            f"{listed(sorted(map(readable, unknown)))}"
-        )
-    files = labelled(inside[train], depth + 1, folders, left_out)
-    tested = labelled(inside[test], depth + 1, folders, left_out)
-    files += [replace(file, test=True) for file in tested]
+    if train and tests:
+        return two_sets(source, names, depth, (train, tests), left_out)
+    if tests:
+        raise DataError(f"{source.description} has {readable(tests[0])}/ but no train/: {ACCEPTED}")
+    refuse_domains(source, heads(names, depth))
+    folders = class_folders(names, depth)
+    refuse_test_class(source, names, depth, folders)
+    files = labelled(names, depth, folders, left_out)
+    files = split_within(source, files, depth + bool(folders), left_out)
     return Listing(source, tuple(files), named_apart(folders), left_out)
 
 
-def why_left_out(source: Folder | Zip, name: str) -> str:
-    """The reason to leave this file out; empty for an image."""
-    path = PurePosixPath(name)
-    if ".." in path.parts:
-        return "outside the archive"
-    if any(part.startswith(".") or part in IGNORED for part in path.parts):
-        return "hidden"
-    if not source.is_file(name):
-        return "not regular files"
-    suffix = path.suffix.lower()
-    for kind, suffixes in NEEDS_PLUGIN.items():
-        if suffix in suffixes:
-            return f"{kind} (convert to PNG or JPEG, which Pillow reads)"
-    if suffix:
-        known = Image.registered_extensions().get(suffix)
-        return "" if known in (*readable_formats(), "MPO") else "not images"  # MPO opens as JPEG
-    try:
-        source.open(name)
-        return ""
-    except Exception:  # Pillow's plugins raise what they like
-        return "not images"
+def two_sets(
+    source: Folder | Zip,
+    names: list[str],
+    depth: int,
+    parts: tuple[str, list[str]],
+    left_out: Counter[str],
+) -> Listing:
+    """The images in the folder ``train`` and in the first ``test`` whose classes are those of it.
 
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is an image, for Pillow or after a conversion."""
-    suffix = PurePosixPath(name).suffix.lower()
-    known = Image.registered_extensions().get(suffix)
-    return known in readable_formats() or any(suffix in own for own in NEEDS_PLUGIN.values())
+    Raises DataError.
+    """
+    train, tests = parts
+    inside = {part: under(names, depth, part) for part in (train, *tests)}
+    folders = class_folders(inside[train], depth + 1)
+    fits = [test for test in tests if not folders or heads(inside[test], depth + 1)]
+    shown, test = readable(train), (fits or tests)[0]
+    if not fits:
+        raise DataError(
+            f"{source.description}: {shown}/ has class folders, {readable(test)}/ has not"
+        )
+    outside = len(names) - len(inside[train]) - len(inside[test])
+    left_out[f"outside {shown}/ and {readable(test)}/"] += outside
+    unknown = heads(inside[test], depth + 1) - set(folders)
+    if folders and unknown:
+        raise DataError(
+            f"{source.description}: {readable(test)}/ has classes that {shown}/ lacks: "
+            f"{listed(sorted(map(readable, unknown)))}"
+        )
+    level = depth + 1 + bool(folders)
+    files = [
+        replace(file, test=part_within(file.name, level) in TEST)
+        for file in labelled(inside[train], depth + 1, folders, left_out)
+    ]
+    tested = labelled(inside[test], depth + 1, folders, left_out)
+    files += [replace(file, test=True) for file in tested]
+    return Listing(source, tuple(files), named_apart(folders), left_out)
 
 
 def heads(names: Sequence[str], depth: int) -> set[str]:
@@ -260,36 +139,126 @@ def at_top(names: Sequence[str], depth: int) -> list[str]:
     return [name for name in names if name.count("/") == depth]
 
 
+def unwrapped(names: list[str], left_out: Counter[str]) -> tuple[list[str], int]:
+    """The images, and the depth at which folders mean something.
+
+    A folder that holds all the rest means nothing; nor does one that holds ``train`` and ``test``,
+    beside which images are left out.
+    """
+    depth = 0
+    while len(heads(names, depth)) == 1:
+        (head,) = heads(names, depth)
+        inside, beside = under(names, depth, head), at_top(names, depth)
+        if beside and not all(split_parts(inside, depth + 1)):
+            break
+        left_out[f"beside {readable(head)}/"] += len(beside)
+        names, depth = inside, depth + 1
+    return names, depth
+
+
 def split_parts(names: list[str], depth: int) -> tuple[str | None, list[str]]:
     """The folder of training images, and those of test images, the likelier names first.
 
-    ``train``, ``Training``, ``train_images``, ``training_set``, ``train2017`` and the like.
+    ``train``, ``Training``, ``train_images``, ``training_set``, ``train2017`` and the like; or
+    ``pets_train`` beside ``pets_test``.
     """
+    parts = {head: part_of(head) for head in sorted(heads(names, depth))}
+    rests = {rest for part, rest in parts.values() if part}
+    rest = "".join(rests) if len(rests) == 1 and paired(parts) else ""
     found: dict[str, str] = {}
-    for head in sorted(heads(names, depth)):
-        word = part_of(head)
-        if word in (*TRAIN, *TEST):
-            found.setdefault(word, head)
-    tests = [found[word] for word in TEST if word in found]
+    for head, (part, own) in parts.items():
+        if part and own == rest:
+            found.setdefault(part, head)
     train = next((found[word] for word in TRAIN if word in found), None)
+    tests = [found[word] for word in (TEST if train else SURELY_TEST) if word in found]
     if train is None and heads(names, depth) != set(tests):
         return None, []  # classes, one of which has such a name
     return train, tests
 
 
 def refuse_domains(source: Folder | Zip, folders: set[str]) -> None:
-    """DataError for trainA, trainB, testA, testB: their test images would be trained on."""
-    found = sorted(name for name in folders if re.fullmatch(r"(train|test|val)[ _-]?[AB]", name))
-    if len(found) > 1:
+    """DataError for trainA, trainB, testA, testB, or cat_train, cat_test, dog_train, dog_test.
+
+    Their test images would be trained on.
+    """
+    parts = {folder: part_of(folder) for folder in sorted(folders)}
+    domains = [folder for folder, (part, rest) in parts.items() if part and rest in ("a", "b")]
+    pairs = paired(parts)
+    found = domains if len(domains) > 1 else [f for f, (_, rest) in parts.items() if rest in pairs]
+    if found:
         raise DataError(
-            f"{source.description} has {listed(found)}: arrange them as train/A, train/B, test/A, "
-            "test/B, or name one of them as --data-root"
+            f"{source.description} has {listed([*map(readable, found)])}: arrange them as train/A, "
+            "train/B, test/A, test/B, or name one of them as --data-root"
         )
 
 
-def part_of(folder: str) -> str:
-    """``train``, ``test`` and the like, for train_images, Training, train2017; else the name."""
-    return re.sub(r"[ _-]*(set|images?|data|\d+)$", "", folder.lower())
+def refuse_test_class(
+    source: Folder | Zip, names: Sequence[str], depth: int, folders: Sequence[str]
+) -> None:
+    """DataError for a ``test`` beside class folders that holds folders of their names."""
+    for folder in folders:
+        part, rest = part_of(folder)
+        if part in TEST and not rest:
+            both = heads(under(names, depth, folder), depth + 1) & set(folders)
+            if both:
+                shown = readable(folder)
+                raise DataError(
+                    f"{source.description} has {listed(sorted(map(readable, both)))} both beside "
+                    f"{shown}/ and in it: move those beside it into a folder train/"
+                )
+
+
+def paired(parts: Mapping[str, tuple[str, str]]) -> list[str]:
+    """What is called ``..._train`` as well as ``..._test``."""
+    trained, tested = ({r for p, r in parts.values() if r and p in own} for own in (TRAIN, TEST))
+    return sorted(trained & tested)
+
+
+@cache
+def part_of(folder: str) -> tuple[str, str]:
+    """Which part of a set its name says, as ``train`` or ``val``, or empty; and what else it says.
+
+    train_images, Training, train2017: nothing else; trainA: a; cats-train: cats.
+    """
+    words = re.findall(r"[^\W\d_]+", folder.lower())
+    found = [match for word in words if (match := PART.fullmatch(word))]
+    if len(found) != 1:
+        return "", ""
+    rest = [w for w in words if not PART.fullmatch(w) and not re.fullmatch(FILLERS, w)]
+    domain = found[0]["domain"]
+    return found[0]["part"] or found[0]["of"], " ".join([*rest, domain] if domain else rest)
+
+
+def part_within(name: str, level: int) -> str:
+    """The part that folders from this level on say that an image is of; test before train."""
+    said = [p for p, rest in map(part_of, name.split("/")[level:-1]) if p and len(rest) < 2]
+    return next((part for part in said if part in TEST), "".join(said[:1]))
+
+
+def split_within(
+    source: Folder | Zip, files: list[ImageFile], level: int, left_out: Counter[str]
+) -> list[ImageFile]:
+    """The images, with ``test`` for those in a folder of that name within their class folder.
+
+    Where there are such, what lies outside ``train`` and ``test`` is left out. DataError for a
+    class that has other images and no ``train``: they may be either. level: of the folders within.
+    """
+    parts = {file.name: part_within(file.name, level) for file in files}
+    trained = {file.label for file in files if parts[file.name] in TRAIN}
+    tested = [name for name, part in parts.items() if part in (TEST if trained else SURELY_TEST)]
+    if not tested:
+        return files
+    for file in files:
+        if not parts[file.name] and file.label not in trained:
+            test = readable(str(PurePosixPath(tested[0]).parent))
+            raise DataError(
+                f"{source.description}: {test}/ looks like test images, but "
+                f"{readable(file.name)} lies in no train/, and its class has none: arrange them "
+                "as train/CLASS and test/CLASS, or rename the folder"
+            )
+    kept = [replace(f, test=parts[f.name] in TEST) for f in files if parts[f.name]]
+    left_out["beside train/ and test/"] += len(files) - len(kept)
+    return kept
 
 
 def under(names: Sequence[str], depth: int, folder: str) -> list[str]:
@@ -311,14 +280,6 @@ def named_apart(folders: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def label(
-    names: Sequence[str], depth: int, left_out: Counter[str]
-) -> tuple[tuple[str, ...], list[ImageFile]]:
-    """Class names, and the images with their labels."""
-    folders = class_folders(names, depth)
-    return named_apart(folders), labelled(names, depth, folders, left_out)
-
-
 def labelled(
     names: Sequence[str], depth: int, folders: Sequence[str], left_out: Counter[str]
 ) -> list[ImageFile]:
@@ -328,12 +289,7 @@ def labelled(
     left_out["beside the class folders"] += len(at_top(names, depth))
     index = {folder: i for i, folder in enumerate(folders)}
     inside = [name for name in names if name.count("/") > depth]
-    parts = {name: part_of(name.split("/")[depth + 1]) for name in inside}
-    split = {*parts.values()} <= {*TRAIN, *TEST} and {*parts.values()} & {*TRAIN}
-    return [
-        ImageFile(name, index[name.split("/")[depth]], bool(split and parts[name] in TEST))
-        for name in inside
-    ]
+    return [ImageFile(name, index[name.split("/")[depth]]) for name in inside]
 
 
 def summary(counts: Counter[str]) -> str:

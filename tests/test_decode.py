@@ -242,6 +242,68 @@ def test_an_animation_is_its_first_frame():
         assert distance(learnt, smooth()) < 8 < distance(learnt, smooth(seed=1))
 
 
+def gif(screen: tuple[int, int], at: tuple[int, int], mode: str, **options) -> Image.Image:
+    """RGB as an animation's first frame at (x, y) of a larger screen."""
+    file = io.BytesIO()
+    RGB.convert(mode).save(file, "GIF", optimize=False, **options)
+    content = bytearray(file.getvalue())
+    content[6:10] = b"".join(side.to_bytes(2, "little") for side in screen)
+    table = 3 * 2 ** ((content[10] & 7) + 1) if content[10] & 128 else 0
+    frame = content.index(b",", 13 + table)  # the image descriptor
+    content[frame + 1 : frame + 5] = b"".join(side.to_bytes(2, "little") for side in at)
+    return Image.open(io.BytesIO(content))
+
+
+def webp(screen: tuple[int, int], at: tuple[int, int], alpha: bool) -> Image.Image:
+    """RGB as an animation's first frame at even (x, y) of a larger canvas with a red background."""
+    file = io.BytesIO()
+    RGB.save(file, "WEBP", lossless=True)
+    sides = (at[0] // 2, at[1] // 2, W - 1, H - 1, 100)
+    frame = b"".join(n.to_bytes(3, "little") for n in sides) + b"\0" + file.getvalue()[12:]
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in screen)
+    parts = [(b"VP8X", bytes([2 + 16 * alpha, 0, 0, 0]) + canvas)]
+    parts += [(b"ANIM", b"\0\0\xff\xff\0\0"), (b"ANMF", frame), (b"ANMF", frame)]
+    body = b"".join(
+        name + len(part).to_bytes(4, "little") + part + bytes(len(part) % 2) for name, part in parts
+    )
+    length = (len(body) + 4).to_bytes(4, "little")
+    return Image.open(io.BytesIO(b"RIFF" + length + b"WEBP" + body))
+
+
+FRAMES = {
+    "GIF": lambda screen, at: gif(screen, at, "P"),
+    "grey GIF": lambda screen, at: gif(screen, at, "L"),
+    "GIF with a transparent colour": lambda screen, at: gif(screen, at, "P", transparency=255),
+    "WebP": lambda screen, at: webp(screen, at, alpha=False),
+    "WebP with alpha": lambda screen, at: webp(screen, at, alpha=True),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30)])
+def test_a_first_frame_smaller_than_the_canvas_lies_on_the_background(kind, background):
+    """As viewers show it; within the frame it is Pillow's own rendering."""
+    size, (x, y) = (H + 8, W + 6), (4, 2)
+    how = Rendering(size, 3, "crop", background)
+    learnt, shown = render(FRAMES[kind]((W + 6, H + 8), (x, y)), how)
+    assert shown == size
+    above = FRAMES[kind]((W + 6, H + 8), (x, y)).convert("RGBA")
+    canvas = Image.new("RGBA", above.size, (*background, 255))
+    canvas.alpha_composite(above)
+    inside = np.zeros(size, bool)
+    inside[y : y + H, x : x + W] = True
+    assert np.array_equal(pixels(learnt)[inside], np.array(canvas.convert("RGB"))[inside])
+    assert (pixels(learnt)[~inside] == background).all()
+    if kind in ("GIF", "grey GIF", "WebP"):  # control: Pillow alone fills the rest
+        assert not (np.array(canvas.convert("RGB"))[~inside] == background).all()
+    clear, _ = render(
+        FRAMES[kind]((W + 6, H + 8), (x, y)), Rendering(size, 4, "crop", (255, 255, 255))
+    )
+    assert not clear[3].numpy()[~inside].any()
+    whole, _ = render(FRAMES[kind]((W, H), (0, 0)), Rendering((H, W), 3, "crop", background))
+    assert np.array_equal(pixels(whole), pixels(learnt)[y : y + H, x : x + W])
+
+
 # Sizes.
 
 

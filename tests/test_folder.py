@@ -580,6 +580,10 @@ def test_damage_counts_files_not_times():
 def test_natural_order():
     names = ["10", "2", "a10", "a9", "1", "b", "02"]
     assert sorted(names, key=natural_key) == ["1", "02", "2", "10", "a9", "a10", "b"]
+    names = ["1", "0.5", "-1", "10", "-0.25", "0", "+2", "-10", "0.25", "x-1", "3x"]
+    expected = ["-10", "-1", "-0.25", "0", "0.25", "0.5", "1", "+2", "3x", "10", "x-1"]
+    assert sorted(names, key=natural_key) == expected
+    assert sorted(["1.10.2", "1.9.2"], key=natural_key) == ["1.9.2", "1.10.2"]  # no number
 
 
 def test_classes_by_name_number_and_range():
@@ -588,12 +592,33 @@ def test_classes_by_name_number_and_range():
     assert match_classes(["10"], ["1", "2", "10"]) == [2]  # a name, not a number
     assert match_classes(["1-10"], ["1", "2", "10"]) == [0, 1, 2]
     assert match_classes(["t-shirt"], ["t-shirt", "bag"]) == [0]
+    assert match_classes(["-1"], ["-1", "0", "1"]) == [0]
+    assert match_classes(["-1-1", "0"], ["-1", "0", "1"]) == [0, 1, 2, 1]
+    with pytest.raises(InputError, match="no class '0'"):
+        match_classes(["0"], ["-1", "-2"])  # names that are numbers
     for words in (["3"], ["bird"], [""], ["10-1"]):
         with pytest.raises(InputError, match="the classes are 1, 2, 10"):
             match_classes(words, ["1", "2", "10"])
     assert readable("dög") == "dög" == readable("do\u0308g")
     assert readable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
     assert sorted(["9" * 5000, "10"], key=natural_key)[0] == "10"
+
+
+def test_names_with_commas_are_typed_as_they_are():
+    names = ["Smith, John", "a", "a,b", "b", "c,,d", "e,"]
+    for text, labels in (
+        ("Smith, John", [0]),
+        ("b,Smith, John,a", [3, 0, 1]),
+        ("a,b", [2]),  # the whole name comes first
+        ("b,a", [3, 1]),
+        ("c,,d,a,b,e,", [4, 2, 5]),
+    ):
+        assert match_classes(text.split(","), names) == labels
+    for text in ("Smith", "Smith,John", "a,", "c,d"):
+        with pytest.raises(
+            InputError, match=r"no class .* the classes are 'Smith, John', a, 'a,b'"
+        ):
+            match_classes(text.split(","), names)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,124 @@ def test_domains_of_images_are_refused_and_parts_in_class_folders_are_sets(tmp_p
     assert len(opened(plain)[0]) > 10
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("traina", "trainb", "testa", "testb"),
+        ("train_A", "train_B", "test_A", "test_B"),
+        ("train-a", "train-b", "val-a", "val-b"),
+        ("A_train", "B_train", "A_test", "B_test"),
+        ("TRAIN B", "Train A"),
+        ("cat_train", "dog_train", "cat_test", "dog_test"),
+        ("train", "cats-train", "cats-val"),
+    ],
+)
+def test_domains_have_many_names(tmp_path, names):
+    with pytest.raises(DataError, match="arrange them as train/A") as error:
+        opened(fill(tmp_path, *names, each=3))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("cats_train", "cats_test"), ("images-train", "images-test"), ("train", "dev"),
+     ("trainA", "testA"), ("Train", "tests"), ("train_1", "holdout")],
+)  # fmt: skip
+def test_the_two_sets_are_known_by_these_names_too(tmp_path, names):
+    train_set, test_set = opened(fill(tmp_path, *names, each=3))
+    assert (len(train_set), len(test_set), train_set.class_names) == (3, 3, ())
+
+
+@pytest.mark.parametrize(
+    "names", [("train_station", "bus_stop"), ("testa", "mano"), ("trains", "planes"), ("dev", "x")]
+)
+def test_classes_may_have_such_words_in_their_names(tmp_path, names):  # control
+    train_set, test_set = opened(fill(tmp_path, *names, each=10))
+    assert set(train_set.class_names) == set(names)
+    assert len(test_set) == 2  # held out by chance
+
+
+SPLIT_WITHIN = ("cat/train", "cat/test", "dog/train", "dog/val")
+
+
+@pytest.mark.parametrize(
+    ("stray", "reason"),
+    [
+        ("cat/stray.png", "1 beside train/ and test/"),
+        ("dog/extra/a.png", "1 beside train/ and test/"),
+        ("cat/deep/er/a.png", "1 beside train/ and test/"),
+        ("beside.png", "1 beside the class folders"),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "photos/"])
+def test_a_stray_image_does_not_mix_the_sets_within_classes(tmp_path, stray, reason, inside):
+    layout = (name.replace("/", f"/{inside}") for name in SPLIT_WITHIN)
+    root = fill(tmp_path, *layout, each=5)
+    expected = opened(root)
+    put(root / stray, 999)
+    train_set, test_set = opened(root)
+    assert (len(train_set), len(test_set), train_set.class_names) == (10, 10, ("cat", "dog"))
+    assert train_set.fingerprint == expected[0].fingerprint
+    assert test_set.fingerprint == expected[1].fingerprint
+    assert any(reason in line for line in report(train_set, test_set))
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (
+            (*SPLIT_WITHIN, "rat"),
+            "cat/test/ looks like test images, .* rat/000.png lies in no train",
+        ),
+        ((*SPLIT_WITHIN, "rat/a", "rat/b"), "rat/a/000.png lies"),
+        (("cat/test", "cat/a", "dog/test", "dog/a"), "cat/test/ looks .* cat/a/000.png lies"),
+        (("cat/Validation_set", "cat", "dog"), "cat/Validation_set/ looks .* cat/000.png lies"),
+        (("one/test", "one/more", ""), "one/test/ looks like test images, but 000.png"),
+    ],
+)
+def test_what_may_be_of_either_set_is_refused(tmp_path, layout, words):
+    root = fill(tmp_path, *layout, each=3)
+    with pytest.raises(DataError, match=words) as error:
+        opened(root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_test_folder_beside_its_classes_is_refused(tmp_path):
+    root = fill(tmp_path / "a", "cat", "dog", "val/cat", "val/dog", each=3)
+    with pytest.raises(DataError, match="has cat, dog both beside val/ and in it: move"):
+        opened(root)
+    plain = fill(tmp_path / "b", "cat", "dog", "val/x", "val/y", each=3)  # control
+    assert opened(plain)[0].class_names == ("cat", "dog", "val")
+
+
+def test_a_class_without_a_test_folder_is_trained_on_alone(tmp_path):
+    train_set, test_set = opened(fill(tmp_path, *SPLIT_WITHIN[:3], each=5))
+    assert train_set.labels.bincount().tolist() == [5, 5]
+    assert "held out: no image of dog" in report(train_set, test_set)
+    nested = fill(tmp_path / "nested", "toys/train", "toys/car", "pets/cat", each=10)  # control
+    assert len(opened(nested)[0]) == 27  # a folder called train does not make a test set
+
+
+@pytest.mark.parametrize("classes", ["", "/cat"])
+def test_an_image_beside_the_folder_of_both_sets_is_left_out(tmp_path, classes):
+    others = ["data/train/dog", "data/test/dog"] if classes else []
+    root = fill(tmp_path, f"data/train{classes}", f"data/test{classes}", *others, each=4)
+    put(root / "logo.png", 999)
+    train_set, test_set = opened(root)
+    assert len(train_set) == len(test_set) == (8 if classes else 4)
+    assert train_set.class_names == (("cat", "dog") if classes else ())
+    assert "left out: 1 beside data/" in report(train_set, test_set)
+
+
+def test_the_two_sets_of_unlabelled_images_may_lie_deeper(tmp_path):
+    root = fill(tmp_path, "photos/2019/train", "photos/2019/test", each=4)
+    put(root / "photos/logo.png", 999)
+    put(root / "logo.png", 998)
+    train_set, test_set = opened(root)
+    assert (len(train_set), len(test_set)) == (4, 4)
+    assert any("2 beside train/ and test/" in line for line in report(train_set, test_set))
+
+
 def test_a_link_to_a_folder_around_the_root_is_not_followed(tmp_path):
     root = fill(tmp_path / "root", "", each=3)
     fill(tmp_path / "other", "", each=1)
@@ -95,7 +213,71 @@ def test_arrays_under_other_names_are_held_out_or_told(tmp_path):
              X_val=images[20:], y_val=np.arange(10) % 2, names=np.arange(3))  # fmt: skip
     train_set, test_set = opened(tmp_path / "a.npz")
     assert (len(train_set), len(test_set)) == (20, 10)
-    assert any("array of another name (names)" in line for line in report(train_set, test_set))
+    assert any("array that is not used (names)" in line for line in report(train_set, test_set))
+
+
+@pytest.mark.parametrize(
+    ("names", "test_names"),
+    [
+        (("x", "target"), ()),
+        (("X_train", "target"), ()),
+        (("X_train", "target"), ("X_test", "y_test")),
+        (("images", "classes"), ()),
+        (("images", "y_train"), ("images_test", "testLabels")),
+        (("train-images", "train.targets"), ("valid_x", "val_y")),
+        (("imgs", "Label"), ("testing_imgs", "label_test")),
+        (("arr_0", "labels"), ()),
+        (("training_images", "train_label"), ("validation_images", "valid_labels")),
+    ],
+)
+def test_labels_have_many_names(tmp_path, names, test_names):
+    images, labels = np.stack([picture(n) for n in range(30)]), np.arange(30) % 3
+    arrays = dict(zip(names, (images, labels), strict=True))
+    arrays |= dict(zip(test_names, (images[:6], labels[:6]), strict=False))
+    np.savez(tmp_path / "a.npz", **arrays)
+    train_set, test_set = opened(tmp_path / "a.npz")
+    assert train_set.class_names == ("0", "1", "2")
+    assert train_set.labels.bincount().tolist() == ([10] * 3 if test_names else [9] * 3)
+    assert len(test_set) == (6 if test_names else 3)
+    assert not any(line.startswith("left out") for line in report(train_set, test_set))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "line"),
+    [
+        ("species", np.arange(30), "1 array that is not used (species)"),
+        ("label_names", np.array(["a", "b"]), "1 array that is not used (label_names)"),
+        ("classes", np.array(["a", "b"]), "1 array that is not used (classes)"),
+        ("targets", np.arange(30), "1 array that is not used (targets)"),
+        ("y_test", np.arange(5), "1 array that is not used (y_test)"),
+        ("x_val", np.zeros((7, 16, 16), np.uint8), "7 in the array x_val"),
+        ("IMAGES", np.zeros((7, 16, 16), np.uint8), "7 in the array IMAGES"),
+    ],
+)
+def test_arrays_that_are_not_used_are_named(tmp_path, name, array, line):
+    images, more = np.stack([picture(n) for n in range(30)]), {"test_images": picture(0)[None]}
+    more = {} if name == "y_test" else more | {"test_labels": np.zeros(1, int)}
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(30) % 3, **{name: array}, **more)
+    train_set, test_set = opened(tmp_path / "a.npz")
+    assert train_set.class_names == ("0", "1", "2")
+    assert f"left out: {line}" in report(train_set, test_set)
+
+
+def test_a_data_set_that_was_typed_is_not_doubted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", images=np.zeros((4, 4, 4), np.uint8))
+    network = NETWORK[NETWORK.index("--device") :]
+    (tmp_path / "a.tar").write_bytes(b"of images, perhaps")
+    for root in (str(fill(tmp_path / "pets", "", each=3)), "a.npz", "a.tar"):
+        flags = [*network, "--max-steps", "1", "--data-root", root]
+        assert train.main(flags) == 2
+        error = capsys.readouterr().err
+        assert "type --dataset folder" in error
+        assert error.count("\n") == 1
+        assert train.main([*flags, "--preset", "cifar10"]) == 2
+        assert "does not hold cifar10: to train on the images in it" in capsys.readouterr().err
+        assert train.main([*flags, "--dataset", "digits", "--dry-run"]) == 0
+        capsys.readouterr()
 
 
 def test_members_of_a_zip_are_normalized_and_links_are_no_images(tmp_path):

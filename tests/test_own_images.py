@@ -59,6 +59,23 @@ def test_classes_are_known_by_their_names(pets, capsys):
     )
 
 
+def test_classes_with_commas_or_signs_are_chosen_by_their_names(pets, capsys):
+    fill(pets / "odd", "Smith, John", "-1", "0.5", "cat")
+    odd = [*steps(1), "--data-root", "odd"]
+    assert train.main([*odd, "--classes", "cat,Smith, John"]) == 0
+    assert "2 classes: Smith, John 9, cat 9" in capsys.readouterr().out
+    draw = ["--ckpt", "latest", "--steps", "2", "--save", "npz", "--device", "cpu", "--num", "3"]
+    assert sample.main([*draw, "--classes", "Smith, John,cat", "--out", "out"]) == 0
+    with np.load("out/samples.npz") as arrays:
+        assert arrays["arr_1"].tolist() == [0, 1, 0]
+    assert train.main(["--resume", "auto", "--max-steps", "2", "--device", "cpu"]) == 0
+    assert load(device="cpu").class_names == ("Smith, John", "cat")
+    assert train.main([*odd, "--classes=-1-0.5", "--dry-run"]) == 0
+    assert "2 classes: -1 9, 0.5 9" in capsys.readouterr().out
+    assert train.main([*odd, "--classes", "Smith", "--dry-run"]) == 2
+    assert "no class 'Smith'" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("pets")
 def test_chosen_classes_alone_are_trained_on_resumed_and_evaluated(capsys):
     assert train.main([*steps(2), "--classes", "dog,9"]) == 0
@@ -127,6 +144,32 @@ def test_a_run_goes_on_without_images_that_are_gone(pets, capsys):
     assert train.main([*again, "4"]) == 0  # the flag is stored
     trained[0].write_bytes(kept)
     assert train.main([*again, "5"]) == 0
+
+
+def test_evaluation_says_what_it_reads_and_what_changed(pets, capsys):
+    assert train.main(steps(2)) == 0
+    known = checkpoint.load(checkpoint.find("latest", pets / "Logs_Checkpoints"))["data"]
+    held_out = {bytes(row) for row in known["held_out"].tolist()}
+    own = ["--ckpt", "latest", "--only", "held-out", "--device", "cpu"]
+    capsys.readouterr()
+    assert evaluate.main(own) == 0
+    out = capsys.readouterr().out
+    assert "sizes (height x width): 16x16" in out
+    assert "since the start" not in out  # control
+    put(pets / "pets/cat/new.png", 999)
+    (pets / "pets/notes.txt").write_text("x")
+    for path in sorted((pets / "pets").rglob("*.png")):
+        if hashlib.sha256(path.read_bytes()).digest() in held_out:
+            path.unlink()
+            break
+    assert evaluate.main([*own, "--skip-damaged"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "1 images are new since the start of the run: left out",
+        "1 of 4 held-out images are gone or changed since the start",
+        "left out: 1 not images",
+    ):
+        assert f"{line}\n" in out
 
 
 @pytest.mark.parametrize(

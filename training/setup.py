@@ -84,6 +84,8 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
     stored = Config.from_dict(resumed.ckpt["config"]) if resumed else preset
     config = amend(stored, typed, resumed is not None)
     check(config, typed)
+    if not resumed and "dataset" not in typed:
+        check_meant(config)
     name = run_name(own["name"], resumed)
     check_replay(own["replay"], resumed)
     if resumed:
@@ -153,6 +155,16 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         )
 
 
+def check_meant(config: Config) -> None:
+    """ConfigError for a data root of someone's own images, where no data set was named."""
+    data = config.data
+    if data.dataset != "folder" and holds_images(data.data_root):
+        raise ConfigError(
+            f"{data.data_root} does not hold {data.dataset}: to train on the images in it, type "
+            "--dataset folder"
+        )
+
+
 def run_name(typed: str | None, resumed: Resumed | None) -> str:
     """The typed name, that of the resumed run, or none. RunNameError for one that cannot be."""
     if typed is not None:
@@ -183,11 +195,6 @@ def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
     """The configuration with what follows from the data filled in; training and test set."""
     config = args.config
     recorded = args.resumed.ckpt.get("data", {}) if args.resumed else {}
-    if config.data.dataset != "folder" and not args.resumed and holds_images(config.data.data_root):
-        raise ConfigError(
-            f"{config.data.data_root} holds images, but not {config.data.dataset}: to train on "
-            "them, type --dataset folder"
-        )
     try:
         with ranks.first_before_others():  # which then find the images decoded
             check = partial(check_data, config)

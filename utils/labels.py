@@ -2,9 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from utils.errors import InputError
+
+NUMBER = r"[+-]?[0-9]+(\.[0-9]+)?"
 
 
 def readable(name: str) -> str:
@@ -17,33 +20,47 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", "".join(shown))
 
 
-def natural_key(name: str) -> list[tuple[int, int, str, str]]:
-    """Sorts the numbers in names, of any length, as numbers: 1, 2, ..., 10, 11."""
+def natural_key(name: str) -> list[tuple[int, Decimal, str]]:
+    """Sorts names that are numbers, and numbers in names, of any length, as numbers.
+
+    -1, 0.5, 1, 2, 10, a9, a10.
+    """
+    if re.fullmatch(NUMBER, name):
+        return [(0, Decimal(name), name)]
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    digits = [p.lstrip("0") if p[0] in "0123456789" else None for p in parts]
-    return [
-        (1, 0, p, p) if d is None else (0, len(d), d, p) for p, d in zip(parts, digits, strict=True)
-    ]
+    return [(0, Decimal(p), p) if p[0] in "0123456789" else (1, Decimal(0), p) for p in parts]
 
 
 def match_classes(words: Sequence[str], names: Sequence[str]) -> list[int]:
     """The labels of class names, and of ranges like ``3-7`` between two of them.
 
-    Where no name is a number, a number means the label itself, 0 ... K - 1. Raises InputError.
+    Successive words that are a name with commas in between are that name. Where no name is a
+    number, a number means the label itself, 0 ... K - 1. Raises InputError.
     """
     by_name = {name: label for label, name in enumerate(names)}
-    if not any(name.isdecimal() for name in names):
+    if not any(re.fullmatch(NUMBER, name) for name in names):
         by_name = {str(label): label for label in range(len(names))} | by_name
-    labels = []
-    for word in map(readable, words):
-        first, _, last = word.partition("-")
-        if word in by_name:
-            labels.append(by_name[word])
-        elif first in by_name and last in by_name and by_name[first] <= by_name[last]:
-            labels += range(by_name[first], by_name[last] + 1)
-        else:
-            raise InputError(f"--classes: no class {word!r}; the classes are {listed(names)}")
+    most = max((name.count(",") for name in names), default=0) + 1  # words in a name
+    labels, rest = [], [readable(word) for word in words]
+    while rest:
+        joined = [(n, ",".join(rest[:n])) for n in range(min(most, len(rest)), 0, -1)]
+        n, found = next(((n, r) for n, name in joined if (r := meant(name, by_name))), (0, []))
+        if not found:
+            known = listed([repr(name) if "," in name else name for name in names])
+            raise InputError(f"--classes: no class {rest[0]!r}; the classes are {known}")
+        labels, rest = labels + found, rest[n:]
     return labels
+
+
+def meant(word: str, by_name: Mapping[str, int]) -> list[int]:
+    """The labels of a name or a range; none for another word."""
+    if word in by_name:
+        return [by_name[word]]
+    for dash in (i for i, c in enumerate(word) if c == "-"):
+        first, last = by_name.get(word[:dash]), by_name.get(word[dash + 1 :])
+        if first is not None and last is not None and first <= last:
+            return list(range(first, last + 1))
+    return []
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
