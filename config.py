@@ -455,6 +455,7 @@ PRESETS: dict[str, Config] = {
         prediction="x0",
         discrete_pixels=True,
         loss="kl",
+        importance_sampling=True,
         steps=50,
         guidance=1.0,
     ),
