@@ -6,6 +6,7 @@ x_0 (N, C, H, W) lies in [-1, 1] and has 256 values; y (N,) are its labels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
+from diffusion.generate import ignore
 from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
 from utils.devices import double
 
@@ -29,12 +31,14 @@ class Denoiser:
 
     network(x_t, t, y) predicts in the parameterization of ``diffusion``. clip: to [-1, 1].
     x0_error: mean squared error of the estimates by t, (T + 1,), see x0_errors; None: unknown.
+    progress is called with the number of images that were evaluated.
     """
 
     network: LabeledModel
     diffusion: GaussianDiffusion
     clip: bool = True
     x0_error: Tensor | None = None
+    progress: Callable[[int], object] = ignore
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The estimates of x_0 in x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
@@ -42,6 +46,7 @@ class Denoiser:
         for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
             x_0 = self.diffusion.denoise(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
             estimates.append(x_0)
+            self.progress(len(x))
         return torch.cat(estimates)
 
 
@@ -94,6 +99,11 @@ def bounds(
         nll = discretised_nll(x_0, decoded, last_variance).flatten(1).sum(1)
         found[name] = Bound(prior.cpu(), (weight * kl).sum(1) / bits, nll.cpu() / bits)
     return found
+
+
+def evaluations(images: int, fitted: int, steps: int, terms: int = TERMS) -> int:
+    """How many times ``bounds`` evaluates the network, for an image each."""
+    return images * (min(steps - 1, terms) + 1) + fitted
 
 
 def sample_jumps(
