@@ -239,7 +239,7 @@ class TrainConfig:
     seed: int = option(0, "random seed of weights, order, t and noise", 0, 2**63 - 1)
     max_steps: int = option(0, "steps of the run and of its learning-rate schedule; 0: no limit", 0)
     max_minutes: float = option(
-        0.0, "wall-clock budget, to which the schedule is fitted; 0: no limit", 0, 1e6
+        0.0, "minutes from the first step on, to which the schedule is fitted; 0: no limit", 0, 1e6
     )
     grad_accum: int = option(1, "micro-batches per step (gradient accumulation)", 1)
     checkpoint_activations: bool = option(
@@ -249,10 +249,10 @@ class TrainConfig:
         "auto", "torch.compile; auto: on CUDA, for runs long enough to amortize it"
     )
     eval_every: int = option(
-        0, "steps between validations; auto: so that they cost 3 %", 0, spelling=AUTO
+        0, "steps between validations; auto: so that they cost at most 3 %", 0, spelling=AUTO
     )
     score_every: int = option(
-        0, "steps between scores of samples (fid_classifier, precision, ...); 0: no scores", 0
+        0, "steps between scores of samples (Fréchet distance, precision, ...); 0: none", 0
     )
     score_images: int = option(1000, "samples that are scored", 16, 10**6)
     save_minutes: float = option(5.0, "minutes between checkpoints, at most", 0, 1e6)

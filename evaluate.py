@@ -58,6 +58,7 @@ from utils.progress import Progress
 from utils.pytree import digest
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
+REPORT = "report"  # alone: nothing is measured
 MIN_TEST = 1_000  # test images of the memorization baseline, at least
 
 
@@ -104,6 +105,9 @@ def run(args: Args | Comparison) -> int:
     """Compare runs; or evaluate on one device, or as one rank of a torchrun job."""
     if isinstance(args, Comparison):
         compare_runs(args.runs, args.folder)
+        return 0
+    if not args.only:
+        print(write_report(args.folder))
         return 0
     device = pick_device(args.device)
     tune(device)
@@ -299,7 +303,9 @@ def parse_args(argv: list[str] | None) -> Args | Comparison:
     parser.add_argument("--out", type=Path, help="folder to write to [the run's logs]")
     parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
-        "--only", default=",".join(SECTIONS), help="any of %(default)s [all of them]"
+        "--only",
+        default=",".join(SECTIONS),
+        help="any of %(default)s [all of them]; report: only write report.html",
     )
     parser.add_argument(
         "--all-terms",
@@ -313,10 +319,12 @@ def parse_args(argv: list[str] | None) -> Args | Comparison:
     own, typed = parse(parser, argv)
     if own["compare"]:
         return comparison(parser, own, typed)
-    only = choices("only", own["only"], SECTIONS)
+    only = choices("only", own["only"], (*SECTIONS, REPORT))
+    if REPORT in only:
+        own["report"], only = True, tuple(part for part in only if part != REPORT)
     for name, part in (("samplers", "scores"), ("all_terms", "bits"), ("inception", "scores")):
         if own[name] and part not in only:
-            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only)}")
+            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only) or REPORT}")
     if own["data_root"] is not None:
         typed["data_root"] = own["data_root"]
     if own["skip_damaged"]:

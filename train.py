@@ -9,6 +9,7 @@ python train.py --resume auto           # continue the last run
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # before the imports that take seconds
     sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageSet, ReadError, report
-from evaluation.during import Scorer
+from evaluation.during import Scorer, names_of, seconds_to_prepare
 from evaluation.report import write_report
 from training import resume
 from training.clock import Clock
@@ -31,6 +32,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
+from training.outputs import dispensable
 from training.screen import forecast_lines
 from training.setup import CACHE, CLASSIFIERS, Args, data_record, describe, load_data, parse_args
 from training.state import TrainState
@@ -39,9 +41,9 @@ from training.verify_resume import verify_resume
 from utils import checkpoint
 from utils.devices import autocast, memory_errors, pick_device, tune
 from utils.distributed import Ranks, joined
-from utils.process import StopSignal, exit_code
+from utils.process import StopSignal, exit_code, interruptible
 from utils.progress import Progress
-from utils.runs import environment, last_good, open_run, upcoming
+from utils.runs import Run, environment, last_good, open_run, upcoming
 from utils.seeding import generator, mix
 
 SPARE_MEMORY = "lower --batch-size, raise --grad-accum, or add --checkpoint-activations"
@@ -75,7 +77,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         state.count_values(train_set)
     if args.dry_run:
         print("\n".join([*report(train_set, test_set), "", describe(state)]), flush=True)
-        print("\n".join(forecast(args, state, train_set)))
+        print("\n".join(forecast(args, state, (train_set, test_set))))
         if train_set.notes and ranks.first:  # from files: show what becomes of them
             print(save_contact_sheet(train_set, args.run_root / CACHE))
         return 0
@@ -99,9 +101,15 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 checkpoint.set_aside(resumed.damaged, "corrupt")
                 run.go_back_to(state.step)
                 state.changes += resume.announce(resumed, device)
-            logger.start(args.name, resumed is not None)
+            scores = (
+                names_of(train_set, config.model.num_classes > 0)
+                if config.train.score_every
+                else ()
+            )
+            logger.start(args.name, resumed is not None, scores)
         validation = Validation(state, train_set, test_set)
-        scorer = make_scorer(args, state, (train_set, test_set))
+        scorer = make_scorer(args, state, (train_set, test_set), stop)
+        ranks.wait_for_first()
         notes = {
             "name": args.name,
             "data": data_record(train_set, test_set),
@@ -120,23 +128,50 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 if not pause:
                     continue
                 if state.validation_due and ranks.first:
-                    logger.write_validation(validation.run(state), score_samples(state, scorer))
-                    run.save_ema(state, notes)
-                state.seconds = clock.seconds  # with the validation
+                    logger.write_losses(validation.measure(state), validation.size(state))
+                state.seconds = clock.seconds
                 logger.writer.flush()  # before the checkpoint, so that the curves never lag behind
                 if ranks.first:
                     run.save(state, notes)
+                    if state.validation_due:
+                        show(state, validation, scorer, logger, run, notes)
+                ranks.wait_for_first()
+                state.seconds = clock.seconds
                 clock.go_on()
                 stopped = stop.agreed(ranks)  # here alone: nothing is left without being saved
         return logger.goodbye(stop, write_report)
 
 
-def forecast(args: Args, state: TrainState, train_set: ImageSet) -> list[str]:
+def show(
+    state: TrainState,
+    validation: Validation,
+    scorer: Scorer | None,
+    logger: Logger,
+    run: Run,
+    notes: dict[str, Any],
+) -> None:
+    """Samples, scores, EMA weights alone: once the checkpoint is there, as none is worth a run."""
+    with dispensable("no samples"):
+        logger.write_pictures(*validation.draw(state))
+    if scorer and state.score_due:
+        before = state.best_score
+        with dispensable("no scores"):
+            logger.write_scores(score_samples(state, scorer))
+        if state.best_score != before:
+            run.save(state, notes)  # which is kept from now on
+    if state.config.train.keep_ema:
+        with dispensable("cannot keep the EMA weights"):
+            run.save_ema(state, notes)
+
+
+def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> list[str]:
     """--dry-run: minutes, memory, disk and folder of the run, from a few timed steps of it."""
-    clock, timed = Clock(state.device), 0
-    began, train_set = clock.now(), train_set.to(state.device)
-    with Progress("timing a few steps", None, "steps", silent=state.ranks.silent) as progress:
-        while timed < 2 or clock.now() - began < FORECAST_SECONDS:
+    clock, timed, ranks = Clock(state.device), 0, state.ranks
+    began, train_set = clock.now(), sets[0].to(state.device)
+    with Progress("timing a few steps", None, "steps", silent=ranks.silent) as progress:
+        while any(
+            ranks.highest(ranks.first and (timed < 2 or clock.now() - began < FORECAST_SECONDS))
+        ):
             for x_0, y in state.batches(train_set, most=1):
                 state.step += 1
                 train_step(state, x_0, y)
@@ -146,27 +181,42 @@ def forecast(args: Args, state: TrainState, train_set: ImageSet) -> list[str]:
                 began = clock.now()
     clock.step_seconds = (clock.now() - began) / (timed - 1)
     state.step -= timed
+    clock.start(state)
     if state.schedule is None:
         state.schedule = clock.fit_schedule(state)
-    path = args.resumed and args.resumed.path
-    return forecast_lines(state, clock.step_seconds, upcoming(args.run_root, path))
+    path, scored = (
+        args.resumed and args.resumed.path,
+        state.config.train.score_every and ranks.first,
+    )
+    extractor = (
+        seconds_to_prepare(sets, args.run_root / CLASSIFIERS, state.device) if scored else None
+    )
+    return forecast_lines(state, clock.step_seconds, extractor, upcoming(args.run_root, path))
 
 
-def make_scorer(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> Scorer | None:
-    """For --score-every, on the first rank: trains the feature extractor where there is none."""
-    c = state.config.train
+def make_scorer(
+    args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet], stop: StopSignal
+) -> Scorer | None:
+    """For --score-every, on the first rank: trains the feature extractor where there is none.
+
+    A stop signal ends it, and the program, at once: there is no step yet to be saved.
+    """
+    c, conditional = state.config.train, state.model.num_classes > 0
     if not (c.score_every and state.ranks.first):
         return None
-    share = state.validations.score_cost / c.score_every
-    print(f"scores: {c.score_images:,} samples, about {share:.1%} of the time", flush=True)
-    conditional = state.model.num_classes > 0
-    return Scorer.of(sets, c.score_images, conditional, args.run_root / CLASSIFIERS)
+    with interruptible():
+        if stop.number:
+            return None
+        share = state.validations.score_share()
+        every = f"{c.score_images:,} samples every {c.score_every:,} steps and at the end"
+        print(f"scores: {every}, about {share:.1%} of a long run", flush=True)
+        with dispensable("no scores"):
+            return Scorer.of(sets, c.score_images, conditional, args.run_root / CLASSIFIERS)
+    return None
 
 
-def score_samples(state: TrainState, scorer: Scorer | None) -> dict[str, float]:
-    """The scores of the EMA's samples, where they are due; updates state.best_score."""
-    if scorer is None or not state.score_due:
-        return {}
+def score_samples(state: TrainState, scorer: Scorer) -> dict[str, float]:
+    """The scores of the EMA's samples; updates state.best_score."""
     scores = scorer.score(samples_to_score(state, scorer.labels))
     distance = next((value for name, value in scores.items() if name.startswith("fid_")), None)
     if distance is not None and (not state.best_score or distance < state.best_score["score"]):

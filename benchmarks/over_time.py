@@ -36,7 +36,7 @@ def main() -> None:
 
 def charts(record: Recorded) -> list[Chart]:
     """The Fréchet distance, the shares, the held-out loss, against minutes."""
-    distance, minutes = "fid_classifier", X["minutes"]
+    distance, minutes = distance_of(record), X["minutes"]
     names = {f"score.{name}": name for name in SHARES}
     shares = [curve(record, key, name, minutes) for key, name in names.items()]
     losses = [curve(record, "held_out", "", minutes)]
@@ -46,6 +46,11 @@ def charts(record: Recorded) -> list[Chart]:
         Chart(", ".join(SHARES), "minutes", shares, "linear", (0,)),
         Chart("held-out loss", "minutes", losses, scale("held-out"), (0,)),
     ]
+
+
+def distance_of(record: Recorded) -> str:
+    """The Fréchet distance in the features that its images have."""
+    return next(name for name in score_names([record]) if name.startswith("fid_"))
 
 
 if __name__ == "__main__":

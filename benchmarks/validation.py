@@ -15,7 +15,6 @@ import train
 from benchmarks.trials import RESULTS
 from config import Parser
 from data import ImageSet
-from training.plan import Validations
 from training.setup import load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation, samples_to_score
@@ -24,6 +23,7 @@ from utils.distributed import Ranks
 from utils.runs import environment, write_json
 
 ROUNDS, STEPS = 5, 30
+EARLY = 1500  # the step of a validation of as many points and samples as an early one has at most
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def measure(data_root: str) -> dict[str, float]:
     labels = torch.arange(config.train.score_images) % max(1, config.model.num_classes)
     parts = {
         "step": lambda: steps(state, train_set, STEPS) / STEPS,
-        "early validation": lambda: timed(lambda: validation.run(early(state))),
-        "validation": lambda: timed(lambda: validation.run(late(state))),
+        "early validation": lambda: timed(lambda: run(validation, state, EARLY)),
+        "validation": lambda: timed(lambda: run(validation, state, state.validations.steady)),
         "1,000 samples to score": lambda: timed(lambda: samples_to_score(state, labels)),
     }
     rounds = [{name: take() for name, take in parts.items()} for _ in range(ROUNDS)]
@@ -64,26 +64,21 @@ def shares(
 ) -> dict[str, float]:
     """Of the default run: its validations, and scores at every 1,000th step."""
     plan, total = state.validations, state.schedule.total_steps
-    count = sum(plan.due(n) for n in range(1, total)) - len(plan.early_steps) + 1
-    validations = count * late + len(plan.early_steps) * early
+    small, whole = (plan.count(plan.steady - 1), plan.count(total - 1) + 1)
+    validations = small * early + (whole - small) * late
     scored = total // 1000 * score
     return {
-        "validations of the default run": count + len(plan.early_steps),
+        "validations of the default run": whole,
         "share of validation": validations / (total * step + validations),
         "share of scores every 1,000 steps": scored / (total * step + validations + scored),
     }
 
 
-def early(state: TrainState) -> TrainState:
-    """The state before validations draw all of their samples."""
-    state.step = 1
-    return state
-
-
-def late(state: TrainState) -> TrainState:
-    """The state when they do."""
-    state.step = Validations.of(state.config).every
-    return state
+def run(validation: Validation, state: TrainState, step: int) -> None:
+    """What a validation after this step takes."""
+    state.step = step
+    validation.measure(state)
+    validation.draw(state)
 
 
 def steps(state: TrainState, train_set: ImageSet, count: int) -> float:

@@ -32,12 +32,14 @@ class Denoiser:
 
     network(x_t, t, y) predicts in the parameterization of ``diffusion``. clip: to [-1, 1].
     x0_error: mean squared error of the estimates by t, (T + 1,), see x0_errors; None: unknown.
+    progress is called with the number of images that were evaluated.
     """
 
     network: LabeledModel
     diffusion: GaussianDiffusion
     clip: bool = True
     x0_error: Tensor | None = None
+    progress: Callable[[int], object] = ignore
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Estimate:
         """What the network says of x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
@@ -45,6 +47,7 @@ class Denoiser:
         for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
             found = self.diffusion.estimate(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
             estimates.append(found)
+            self.progress(len(x))
         parts = zip(*estimates, strict=True)
         return Estimate(*(None if part[0] is None else torch.cat(part) for part in parts))
 
@@ -95,14 +98,12 @@ def bounds(
     fitted: Images,
     steps: int,
     terms: int = TERMS,
-    progress: Callable[[int], object] = ignore,
 ) -> dict[str, Bound]:
     """The bound of the chain of so many steps, for each of VARIANCES that the network has.
 
     fitted: training images, from which the decoder's variance is computed. An image takes one
     network evaluation for the decoder, and one for each KL term; where there are more than
-    ``terms`` of these, that many are sampled, in proportion to their expected size. progress is
-    called with the number of images that were evaluated.
+    ``terms`` of these, that many are sampled, in proportion to their expected size.
     """
     (x_0, _), diffusion = images, model.diffusion
     generator = torch.Generator().manual_seed(0)
@@ -124,7 +125,6 @@ def bounds(
             sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error, found.v)
             term = parts(kl_terms(diffusion, sigma2, t, s, squared).to(x_0.device))
             kl.setdefault(name, []).append(importance[:, None] * term)
-        progress(len(x_0))
     nlls = decoder_terms(model, images, fitted, steps, generator)
     prior, empty = parts(prior_term(diffusion, x_0)), torch.zeros(len(x_0), 0, 2)
     return {
@@ -136,6 +136,11 @@ def bounds(
 def variances(diffusion: GaussianDiffusion) -> list[str]:
     """The names in VARIANCES that the network has."""
     return [name for name in VARIANCES if name != "learned" or diffusion.learn_variance]
+
+
+def evaluations(images: int, fitted: int, steps: int, terms: int = TERMS) -> int:
+    """How many times ``bounds`` evaluates the network, for an image each."""
+    return images * (min(steps - 1, terms) + 1) + fitted
 
 
 def sample_jumps(

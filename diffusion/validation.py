@@ -14,6 +14,7 @@ from diffusion.samplers import LabeledModel
 
 CHUNK = 256  # images per network evaluation
 LEAST = 256  # points from which an average over 1 ... T is taken
+BITS = 40  # of an index
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,24 @@ class HeldOut:
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
         return cls(x_0, y, t.to(x_0.device), noise.to(x_0.device))
 
+    def spread(self) -> Self:
+        """The same points in the order of van der Corput: every beginning covers t evenly."""
+        order = sorted(range(len(self.t)), key=lambda i: f"{i:0{BITS}b}"[::-1])
+        return self[torch.tensor(order, device=self.t.device)]
 
-def repeated(x_0: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) and labels (N,), all of them equally often and at least LEAST in all.
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        return type(self)(self.x_0[index], self.y[index], self.t[index], self.noise[index])
+
+
+def repeated(x_0: Tensor, y: Tensor, least: int = LEAST) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,), all of them equally often and at least so many in all.
 
     In turn, so that each meets t from all of 1 ... T where t rises along the batch. ValueError
     without any image.
     """
     if not len(x_0):
         raise ValueError("there are no images")
-    times = math.ceil(LEAST / len(x_0))
+    times = math.ceil(least / len(x_0))
     return x_0.repeat(times, 1, 1, 1), y.repeat(times)
 
 
@@ -57,7 +66,7 @@ def held_out_losses(
     points: HeldOut,
     progress: Callable[[int], object] = ignore,
 ) -> Tensor:
-    """The training loss at every point (N,), in the order of t; model(x, t, y).
+    """The training loss at every point (N,), in their order; model(x, t, y).
 
     progress is called with the number of points that were evaluated.
     """

@@ -104,7 +104,7 @@ def ends(runs: Runs) -> Rows:
     rows: dict[str, dict[str, float]] = {"steps": {}, "minutes": {}}
     for label, run in runs.items():
         rows["steps"][label] = int(run.history[-1]["step"])
-        rows["minutes"][label] = run.history[-1]["seconds"] / 60
+        rows["minutes"][label] = run.seconds / 60
         for name, title in names.items():
             if (value := run.last(name)) is not None:
                 rows.setdefault(title, {})[label] = value

@@ -3,6 +3,7 @@
 It predicts the classes or, where there are no labels, a pretext task: evaluation/tasks.py.
 """
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -24,6 +25,7 @@ from utils.seeding import mix, permutation
 STEPS, BATCH, LR, SHIFT = 1900, 128, 3e-3, 2  # pixels of shift; about four epochs of MNIST
 MAX_REAL = 60_000  # real images in memory
 CHUNK = 500  # images per forward pass
+TIMED, FORWARD = 5, 1 / 3  # steps for a forecast; the share of a step that is its forward pass
 KIND = "ddpm-classifier-2"  # change it with the recipe: other features
 
 
@@ -113,7 +115,7 @@ class FeatureExtractor:
     def extract(self, source: LabeledImages) -> Features:
         """The inputs of the last layer, scaled, and the predicted labels."""
         parts = []
-        for chunk in source.images.split(CHUNK):
+        for chunk in track(source.images.split(CHUNK), "features", "batches"):
             features = self.model.features(channels_last(chunk))
             parts.append((self.scale * features, self.model.head(features).argmax(1)))
         return Features(source, *(torch.cat(part) for part in zip(*parts, strict=True)), self.task)
@@ -147,7 +149,8 @@ def load_or_train(
         if path.exists():
             print(f"{e}: training another", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    print("training a classifier as feature extractor, once", flush=True)
+    what = f"{steps:,} steps of {BATCH} images"
+    print(f"training a classifier as feature extractor, once: {what}", flush=True)
     fit(model, train, task, steps)
     unscaled = FeatureExtractor(model.eval(), task, 1.0, None, "")
     scale, accuracy = unit_scale(unscaled.extract(train).features), accuracy_of(model, test, task)
@@ -182,6 +185,22 @@ def accuracy_of(model: Classifier, test: LabeledImages, task: Task) -> float | N
         images, labels = task.examples(chunk.images, chunk.labels)
         right.append(model(channels_last(images)).argmax(1) == labels)
     return double(torch.cat(right)).mean().item() if right else None
+
+
+def seconds_to_train(image_set: ImageSet, task: Task, count: int, trained: bool) -> float:
+    """What a classifier takes, from a few timed steps: STEPS, and the features of count images.
+
+    trained: the features alone.
+    """
+    images = LabeledImages.of(image_set, BATCH)
+    model = Classifier(images.images.shape[1], len(task.outputs)).to(images.images.device)
+    fit(model, images, task, 1)  # warms up
+    began = time.monotonic()
+    fit(model, images, task, TIMED)
+    unscaled = FeatureExtractor(model.eval(), task, 1.0, None, "")
+    unscaled.extract(images).features.cpu()  # waits for the device
+    step = (time.monotonic() - began) / TIMED
+    return step * (0 if trained else STEPS) + FORWARD * step * count / BATCH
 
 
 def fit(model: Classifier, train: LabeledImages, task: Task, steps: int = STEPS) -> None:

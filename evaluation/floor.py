@@ -27,6 +27,11 @@ class Reference:
     spaces: dict[str, Tensor]
     few: Features
 
+    def without_images(self) -> Self:
+        """The same features; the images, which take most of the memory, are not kept."""
+        source = replace(self.few.source, images=self.few.source.images[:0].clone())
+        return replace(self, few=replace(self.few, source=source))
+
     def without(self, index: Tensor) -> Self:
         """The reference of training images themselves, which are not among the few."""
         kept = torch.ones(len(next(iter(self.spaces.values()))), dtype=torch.bool)

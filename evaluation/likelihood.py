@@ -13,11 +13,12 @@ from diffusion import (
     held_out_losses,
     x0_errors,
 )
-from diffusion.likelihood import TERMS
+from diffusion.likelihood import TERMS, evaluations
 from evaluation.coders import coded_bits
 from evaluation.features import LabeledImages
 from evaluation.tables import Row, show
 from utils.devices import double
+from utils.progress import Progress
 
 POINTS, BANDS = 5_000, 10  # points of the held-out loss, bands of t
 BITS = 1_000  # test images of the bound
@@ -33,7 +34,9 @@ def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str,
     """
     images = test[:POINTS]
     points = HeldOut.of(images.x_0, images.labels, model.diffusion)
-    losses = double(held_out_losses(model.network, model.diffusion, points))
+    with Progress("held-out loss", len(points.t), "images") as progress:
+        found = held_out_losses(model.network, model.diffusion, points, progress.update)
+    losses = double(found)
     summary = mean if len(losses) > len(images) else mean_and_error
     bands, rows = min(BANDS, max(1, len(losses) // 2)), {}
     for part, t in zip(losses.tensor_split(bands), points.t.tensor_split(bands), strict=True):
@@ -60,7 +63,9 @@ def measured_x0_error(model: DiffusionModel, train: LabeledImages, clip: bool) -
     Without guidance: the optimal variance is exact there alone.
     """
     images = train[:ERRORS]
-    return x0_errors(Denoiser(model.network, model.diffusion, clip), (images.x_0, images.labels))
+    with Progress("errors of x_0", len(images), "images") as progress:
+        denoiser = Denoiser(model.network, model.diffusion, clip, progress=progress.update)
+        return x0_errors(denoiser, (images.x_0, images.labels))
 
 
 def bits_per_dim(
@@ -82,12 +87,17 @@ def bits_per_dim(
         labels = y if model.num_classes else None
         return sampler.guide(model.network, labels, model.num_classes, diffusion)(x, t)
 
-    denoiser = Denoiser(network, diffusion, sampler.clip, model.x0_error)
     images, fitted = ((part.x_0, part.labels) for part in (test[:BITS], train[:FITTED]))
     count, every = len(images[0]), diffusion.count_trained(diffusion.timesteps)
     found, more = {}, {}
     for steps in sorted({every, sampler.steps}, reverse=True):
-        parts = bounds(denoiser, images, fitted, steps, every if all_terms else TERMS)
+        terms = every if all_terms else TERMS
+        of_decoder = 0 if diffusion.discrete_pixels else len(fitted[0])
+        total = evaluations(count, of_decoder, steps, terms)
+        with Progress("bits per dimension", total, "evaluations") as progress:
+            shown = progress.update
+            denoiser = Denoiser(network, diffusion, sampler.clip, model.x0_error, shown)
+            parts = bounds(denoiser, images, fitted, steps, terms)
         found[f"{steps} steps"] = {name: bound.summary() for name, bound in parts.items()}
         title = f"Bits per dimension of {count} test images, ancestral chain of {steps} steps"
         show(title, found[f"{steps} steps"])

@@ -15,6 +15,7 @@ from evaluation.metrics import nearest
 from evaluation.tables import Row, show
 from utils.devices import double
 from utils.images import grid, normalize, save_png
+from utils.progress import Progress
 
 PAIRS = 8  # of samples and training images, the closest, shown as a picture
 COPIES, CLOSER = 0.01, 0.2  # thresholds on the shares of samples
@@ -53,7 +54,8 @@ def memorization(
 
 def to_nearest(points: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of every point to its nearest row of the reference, 0 for a copy, and its index."""
-    index = nearest(points, reference)[1][:, 0]
+    with Progress("nearest training images", len(points), "images") as progress:
+        index = nearest(points, reference, progress=progress.update)[1][:, 0]
     return distance(points, reference[index]), index
 
 
@@ -67,7 +69,8 @@ def real_distances(train: Tensor, test: Tensor) -> Tensor:
     if len(train) == 1:
         return train.new_empty(0)
     points = train[:MOST]
-    index = nearest(points, train, 2)[1]
+    with Progress("nearest other training images", len(points), "images") as progress:
+        index = nearest(points, train, 2, progress.update)[1]
     itself = torch.arange(len(points), device=train.device)
     return distance(points, train[torch.where(index[:, 0] == itself, index[:, 1], index[:, 0])])
 

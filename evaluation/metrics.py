@@ -1,6 +1,6 @@
 """Distances between sets of images, from their features: rows of (N, D)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -86,9 +86,20 @@ def inside(points: Tensor, reference: Tensor, k: int) -> float:
     return double(torch.cat(hits)).mean().item()
 
 
-def nearest(points: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Distances to the k nearest rows of the reference, rising, and their indices; (N, k) each."""
-    found = [d2.topk(k, largest=False) for d2 in squared_distances(points, reference)]
+def nearest(
+    points: Tensor,
+    reference: Tensor,
+    k: int = 1,
+    progress: Callable[[int], object] = lambda _points: None,
+) -> tuple[Tensor, Tensor]:
+    """Distances to the k nearest rows of the reference, rising, and their indices; (N, k) each.
+
+    progress is called with the number of points that were compared.
+    """
+    found = []
+    for d2 in squared_distances(points, reference):
+        found.append(d2.topk(k, largest=False))
+        progress(len(d2))
     return torch.cat([d2.sqrt() for d2, _ in found]), torch.cat([index for _, index in found])
 
 

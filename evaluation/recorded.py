@@ -54,6 +54,13 @@ class Recorded:
         return label(self.logs)
 
     @property
+    def seconds(self) -> float:
+        """That the run has taken; of one that ended without notice, until its last validation."""
+        known = [validation["seconds"] for validation in self.history[-1:]]
+        whole = self.run.get("seconds")
+        return max([0.0, *known, *([float(whole)] if is_seconds(whole) else [])])
+
+    @property
     def settings(self) -> dict[str, str]:
         """Every setting by its flag, as it is typed."""
         return settings(self.config)
@@ -129,8 +136,13 @@ def parse(line: bytes) -> Validation | None:
         numbers = {name: float(value) for name, value in walk(content) if is_number(value)}
     except (ValueError, OverflowError, RecursionError):
         return None
-    whole = all(0 <= numbers.get(name, math.nan) < 1e15 for name in ("step", "seconds"))
+    whole = all(is_seconds(numbers.get(name)) for name in ("step", "seconds"))
     return numbers if whole else None
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether it can be so many seconds, or steps."""
+    return is_number(value) and 0 <= value < 1e15
 
 
 def is_number(value: Any) -> bool:

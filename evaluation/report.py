@@ -69,13 +69,13 @@ def header(record: Recorded) -> Markup:
 
 def known_facts(record: Recorded) -> Iterator[tuple[str, str]]:
     """Status, steps, time, losses, scores, data, network, speed."""
-    run, history = record.run, record.history
+    run = record.run
     if status := run.get("status"):
         yield "status", STATUS.get(str(status), str(status))
     if steps := [f"{n:,}" for n in (run.get("step"), run.get("total_steps")) if is_number(n)]:
         yield "steps", " of ".join(steps)
-    if history:
-        yield "time", duration(history[-1]["seconds"])
+    if record.seconds:
+        yield "time", duration(record.seconds)
     if best := record.best("held_out"):
         yield "held-out loss, best", f"{best['held_out']:.4f} at step {best['step']:,.0f}"
         yield "held-out loss, last", f"{record.last('held_out'):.4f}"

@@ -12,11 +12,16 @@ from evaluation.metrics import frechet_distance, histogram, kernel_distance, pre
 from evaluation.tables import Row, show
 from evaluation.tasks import Task
 from utils.devices import double
+from utils.progress import Progress, track
 
 PER_FEATURE = 2  # images for each feature of a covariance
 MIN_FOR_FID = PER_FEATURE * 128  # in the features of the classifier
 MIN_FOR_KID = 50
 K = 3  # nearest neighbours of precision and recall
+NEGATIVE = (
+    "A negative kid is no error: it is unbiased, so that between sets that are alike it lies "
+    "around 0, on either side."
+)
 TRAIN, TEST = "real train images", "real test images"  # rows of the table
 
 
@@ -46,13 +51,13 @@ def min_for_fid(features: Tensor) -> int:
     return PER_FEATURE * features.shape[1]
 
 
-def missing_scores(images: Features, reference: Reference, labeled: bool) -> list[str]:
-    """A sentence for every score that does not apply to these samples, and why."""
-    n, few, lines = len(images), len(reference.few), []
+def missing_scores(n: int, reference: Reference, labeled: bool) -> list[str]:
+    """A sentence for every score that does not apply to n samples, and why."""
+    few, lines = len(reference.few), []
     compared = f"{n} samples and {few} training images (at most half of a class, the rest is the"
     compared += " floor)"
-    for space, own in images.spaces.items():
-        known, needed = len(reference.spaces[space]), min_for_fid(own)
+    for space, own in reference.spaces.items():
+        known, needed = len(own), min_for_fid(own)
         if min(n, known) < needed:
             lines.append(
                 f"no fid_{space}: {n} samples and {known} training images; the covariance "
@@ -62,7 +67,7 @@ def missing_scores(images: Features, reference: Reference, labeled: bool) -> lis
             lines.append(f"no kid_{space}: {compared}; it needs {MIN_FOR_KID} of each")
     if min(n, few) <= K:
         lines.append(f"no precision and recall: {compared}; they need {K + 1} of each")
-    if images.task.pretext:
+    if reference.few.task.pretext:
         lines.append("no accuracy, no shares of classes: the images have no classes to tell apart")
     elif not labeled:
         lines.append("no accuracy: the network was trained without classes")
@@ -83,7 +88,10 @@ def score_all(
     first = next(iter(samples.values()))
     floor = Floor.of(first.source.labels, (train, test), conditional)
     reference = floor.reference
-    rows = {name: costs[name] | score(own, reference, conditional) for name, own in samples.items()}
+    rows = {
+        name: costs[name] | score(own, reference, conditional)
+        for name, own in track(list(samples.items()), "scoring samples", "samplers")
+    }
     floors = floor_rows(floor, train, test)
     rows |= {name: over_draws(torch.mean, own) for name, own in floors.items() if own}
     spread = {name: over_draws(torch.std, own) for name, own in floors.items() if len(own) > 1}
@@ -94,7 +102,11 @@ def score_all(
         real = {TRAIN: [train[i] for i in floor.train[:1]], TEST: [test[i] for i in floor.test[:1]]}
         found["class_shares"] = class_shares(samples | {k: v[0] for k, v in real.items() if v})
     sizes = {TRAIN: floor.train, TEST: floor.test}
-    for line in missing_scores(first, reference, conditional) + too_few(len(first), sizes):
+    for line in (
+        negative_kid(rows)
+        + missing_scores(len(first), reference, conditional)
+        + too_few(len(first), sizes)
+    ):
         print(line)
     return found
 
@@ -102,10 +114,18 @@ def score_all(
 def floor_rows(floor: Floor, train: Features, test: Features) -> dict[str, list[Row]]:
     """The scores of every draw of real images."""
     reference = floor.reference
-    return {
-        TRAIN: [score(train[index], reference.without(index), True) for index in floor.train],
-        TEST: [score(test[index], reference, True) for index in floor.test],
-    }
+    draws = len(floor.train) + len(floor.test)
+    with Progress("scoring real images", draws, "draws") as progress:
+
+        def row(images: Features, against: Reference) -> Row:
+            found = score(images, against, True)
+            progress.update()
+            return found
+
+        return {
+            TRAIN: [row(train[index], reference.without(index)) for index in floor.train],
+            TEST: [row(test[index], reference) for index in floor.test],
+        }
 
 
 def over_draws(statistic: Callable[[Tensor], Tensor], rows: Sequence[Row]) -> Row:
@@ -122,6 +142,12 @@ def with_spread(rows: dict[str, Row], spread: dict[str, Row]) -> dict[str, Row]:
     for name, row in rows.items():
         shown |= {name: row} | ({f"{name}, std": spread[name]} if name in spread else {})
     return shown
+
+
+def negative_kid(rows: dict[str, Row]) -> list[str]:
+    """A sentence for who wonders at one, where there is one."""
+    kids = [value for row in rows.values() for name, value in row.items() if name.startswith("kid")]
+    return [NEGATIVE] if any(value < 0 for value in kids) else []
 
 
 def too_few(n: int, draws: dict[str, list[Tensor]]) -> list[str]:

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
@@ -17,6 +18,7 @@ from sabotage import before_step, steps_take
 
 import data.datasets
 import train
+import utils.distributed
 from utils.distributed import Ranks, share
 
 Main = Callable[[list[str]], int]
@@ -88,6 +90,31 @@ def other_clocks(_: int) -> None:
 def slow(_: int) -> None:
     """Steps that last long enough for a signal to arrive within one."""
     before_step(lambda _: time.sleep(0.1))
+
+
+def slow_first(owner, name: str) -> None:
+    """The first rank takes three times as long for this as ranks wait for one another."""
+    utils.distributed.TIMEOUT = timedelta(seconds=2)
+    original = getattr(owner, name)
+
+    def sleep_first(*arguments, **options):
+        if os.environ["RANK"] == "0":
+            time.sleep(6)
+        return original(*arguments, **options)
+
+    setattr(owner, name, sleep_first)
+
+
+def slow_validation(_: int) -> None:
+    slow_first(train.Validation, "draw")
+
+
+def slow_scorer(_: int) -> None:
+    slow_first(train, "make_scorer")
+
+
+def slow_step(_: int) -> None:
+    slow_first(train, "sample_inputs")
 
 
 def at_step(step: int, number: int, rank: str) -> None:

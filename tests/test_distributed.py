@@ -236,6 +236,27 @@ def test_ranks_agree_on_the_schedule_of_their_minutes(tmp_path):
     assert ends[0].step == ends[1].step == newest(tmp_path)["scheduler"]["total_steps"]
 
 
+def test_dry_run_takes_as_many_steps_on_every_rank(tmp_path):
+    """Although their clocks differ: else one would wait for a gradient that never comes."""
+    ends = ranks.run(tmp_path, 2, [*SHORT, "--dry-run"], "ranks.other_clocks")
+    assert [end.code for end in ends] == [0, 0]
+    assert ends[0].step == ends[1].step > 2
+
+
+@pytest.mark.parametrize("hook", ["slow_validation", "slow_scorer"])
+def test_ranks_wait_for_what_the_first_does_alone_longer_than_for_one_another(tmp_path, hook):
+    store_classifier(tmp_path / "Logs_Checkpoints")
+    scored = ["--score-every", "12", "--score-images", "16"]
+    ends = ranks.run(tmp_path, 2, [*SHORT, *scored], f"ranks.{hook}")
+    assert [end.code for end in ends] == [0, 0]
+
+
+def test_a_rank_that_is_slow_elsewhere_ends_the_job(tmp_path):
+    """The control."""
+    ends = ranks.run(tmp_path, 2, SHORT, "ranks.slow_step")
+    assert 1 in [end.code for end in ends]
+
+
 def test_ranks_with_different_images_are_refused(tmp_path):
     ends = ranks.run(tmp_path, 2, SHORT, "ranks.other_images")
     assert {end.code for end in ends} == {1}

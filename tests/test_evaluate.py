@@ -27,7 +27,7 @@ from evaluation.memorization import memorization
 from evaluation.scores import score
 from evaluation.tasks import of_classes
 from models import Classifier
-from utils import checkpoint
+from utils import checkpoint, progress
 from utils.checkpoint import CheckpointError
 from utils.images import to_uint8
 from utils.pytree import digest
@@ -123,6 +123,38 @@ def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path, capsys):
     assert sample.main(flags) == 0
     names = {path.name.split("_")[0] for path in tmp_path.iterdir()}
     assert names == {"mine.pt", "metrics.json", "classifiers", "nearest", "samples"}
+
+
+def test_all_that_takes_long_shows_how_far_it_is(measure, monkeypatch):
+    """And what it counts is what there is."""
+    seen, leave = [], progress.Progress.__exit__
+
+    def note(bar, *error):
+        seen.append((bar.title, bar.n, bar.total))
+        return leave(bar, *error)
+
+    monkeypatch.setattr(progress.Progress, "__exit__", note)
+    measure("--num", "60", "--steps", "3")
+    titles = {title for title, _, _ in seen}
+    assert titles >= {
+        "sampling", "features", "scoring samples", "scoring real images",
+        "nearest training images", "held-out loss", "bits per dimension",
+    }  # fmt: skip
+    assert all(n == total for _, n, total in seen)
+
+
+def test_the_report_alone_is_written_without_measuring(measure, trained, monkeypatch, capsys):
+    _, found = measure("--only", "held-out")
+    ckpt, logs = trained / "checkpoints/version_0", trained / "Inference/version_0"
+    (logs / "report.html").unlink()
+    monkeypatch.setattr(evaluate, "load_splits", None)  # no images are needed
+    argv = ["--ckpt", str(ckpt), "--device", "cpu", "--only"]
+    assert evaluate.main([*argv, "report"]) == 0
+    assert capsys.readouterr().out.strip() == str(logs / "report.html")
+    assert "Held-out loss by t" in (logs / "report.html").read_text()
+    assert json.loads((logs / "metrics.json").read_text()) == found
+    assert evaluate.main([*argv, "report", "--samplers", "ddim:3"]) == 2
+    assert "--samplers has no effect on --only report" in capsys.readouterr().err
 
 
 def test_a_part_can_be_measured_alone(measure):

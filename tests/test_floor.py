@@ -7,7 +7,16 @@ import torch
 
 from evaluation.features import Features, LabeledImages
 from evaluation.floor import Floor, draw, draws, in_proportion, proportional_labels, strata
-from evaluation.scores import TEST, TRAIN, floor_rows, over_draws, score, score_all
+from evaluation.scores import (
+    NEGATIVE,
+    TEST,
+    TRAIN,
+    floor_rows,
+    negative_kid,
+    over_draws,
+    score,
+    score_all,
+)
 from evaluation.tasks import of_classes
 
 
@@ -117,3 +126,12 @@ def test_mean_and_deviation_are_those_of_the_draws(capsys):
     assert column == pytest.approx((own.mean().item(), own.std().item()))
     assert own.std() > 0  # control
     assert "real test images, std" in capsys.readouterr().out
+
+
+def test_a_negative_kid_is_explained_where_there_is_one(capsys):
+    train, test = apart((100, 100, 100, 100), 0), apart((50, 50, 50, 50), 1)
+    samples = train[strata(train.source.labels, True).argsort()[::4]]
+    found = score_all({"ddpm:2": samples}, {"ddpm:2": {}}, train, test, True)
+    assert any(row["kid_classifier@100"] < 0 for row in found["rows"].values())
+    assert NEGATIVE in capsys.readouterr().out
+    assert negative_kid({"a": {"kid_classifier@9": 0.1, "fid_classifier@9": -1.0}}) == []  # control

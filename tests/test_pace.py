@@ -27,7 +27,8 @@ def trained(took, pace: type = Pace) -> tuple[float, LRSchedule]:
     """
     now = 0.0
     clock = Clock(torch.device("cpu"), lambda: now)
-    clock.pace, validations = pace(), Validations(every=300, early=False, cost=13.0)
+    clock.pace = pace()
+    validations = Validations(every=300, early=False, batch_size=32, evaluations=9.0)
     config = Config().override(max_minutes=MINUTES, epochs=0)
     epochs = Epochs(images=9600, batch_size=32)
     state = SimpleNamespace(config=config, epochs=epochs, validations=validations)
@@ -39,7 +40,7 @@ def trained(took, pace: type = Pace) -> tuple[float, LRSchedule]:
         if clock.after_step(state, stop).plan:
             state.schedule = clock.fit_schedule(state)
         if validations.due(state.step):
-            now += took(now) * validations.cost
+            now += took(now) * validations.cost(state.step)
     return now / (60 * MINUTES), state.schedule
 
 

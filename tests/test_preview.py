@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from config import PRESETS, Config
-from training.validate import MOST_ROWS, PREVIEW, ROWS, Preview
+from training.plan import MOST_ROWS, ROWS, SAMPLES, Size, Validations
+from training.validate import Preview
 from utils import images
 
 NAMES = tuple(f"class {k}" for k in range(200))
@@ -12,7 +13,9 @@ NAMES = tuple(f"class {k}" for k in range(200))
 
 def of(classes: int, early: bool, width: int = 28) -> Preview:
     size = {"image_size": (28, width), "image_channels": 1, "num_classes": classes}
-    return Preview.of(Config().override(**size), NAMES, early)
+    config = Config().override(**size)
+    plan = Validations.of(config)
+    return Preview.of(config, NAMES, plan.size(plan.every if early else plan.steady))
 
 
 @pytest.mark.parametrize("classes", [0, 1, 2, 3, 10, 13, 16, 102])
@@ -20,7 +23,7 @@ def test_a_row_is_one_class_and_early_samples_are_the_first_columns(classes):
     early, late = of(classes, True), of(classes, False)
     rows = len(late.indices) // late.columns
     assert ROWS <= rows <= MOST_ROWS
-    assert 0.8 * PREVIEW <= len(late.indices) <= PREVIEW
+    assert 0.8 * SAMPLES <= len(late.indices) <= SAMPLES
     table = torch.tensor(late.indices).view(rows, late.columns)
     assert table[:, : early.columns].flatten().tolist() == list(early.indices)
     assert early.columns < late.columns
@@ -65,4 +68,11 @@ def test_the_presets_have_previews():
     for preset in PRESETS.values():
         classes = max(0, preset.model.num_classes)
         config = preset.override(num_classes=classes, image_size=(32, 32))
-        assert len(Preview.of(config, NAMES, False).indices) == PREVIEW
+        plan = Validations.of(config)
+        assert len(Preview.of(config, NAMES, plan.size(plan.steady)).indices) == SAMPLES
+
+
+def test_a_very_short_run_has_the_first_rows_of_one_column():
+    preview = Preview.of(Config().override(num_classes=10), NAMES, Size(64, 4, 1))
+    assert preview.labels.tolist() == [0, 1, 2, 3]
+    assert preview.indices == of(10, True).indices[:4]

@@ -12,6 +12,9 @@ def test_a_line_says_what_is_done_and_what_is_left():
     bar.began -= 60  # nine tenths of the work take as many minutes
     bar.update(18)
     assert bar.line() == "sampling: 38/200 images, 9.0 minutes left"
+    bar.update(162)  # what follows it, as the validation at the end, is not its own
+    assert bar.line() == "sampling: 200/200 images"
+    bar.update(-162)
     bar.describe("Train :: Epoch: 1/?", None, "Loss: 0.5")
     assert bar.line() == "Train :: Epoch: 1/?: 38 images, Loss: 0.5"
 

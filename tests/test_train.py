@@ -159,21 +159,23 @@ def test_max_minutes_are_those_of_steps_and_validation():
     steps = stored["scheduler"]["total_steps"]
     assert steps == len(rates) == ended.step
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the schedule
-    validation = seconds * Validations.of(Config.from_dict(stored["config"])).cost
-    planned = seconds * steps + validation * (steps // every + 1)
+    plan = Validations.of(Config.from_dict(stored["config"]))
+    validations = sum(map(plan.cost, range(every, steps + 1, every))) + plan.cost(steps, last=True)
+    planned = seconds * (steps + validations)
     assert 0.9 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
 
 
 @pytest.mark.parametrize("done", [0, 3, 9])
 def test_no_more_steps_would_fit_into_the_minutes(done):
-    """Steps of a minute, of which some are done, and every ten a validation of 2.5 minutes."""
+    """Steps of a minute, of which some are done, and every ten a validation of some minutes."""
     clock = Clock(torch.device("cpu"))
     clock.step_seconds = 60.0
-    validations = Validations(every=10, early=False, cost=2.5)
+    validations = Validations(every=10, early=False, batch_size=20, evaluations=1.0)
 
     def planned(steps: int) -> float:
-        within = sum(step % 10 == 0 for step in range(done + 1, done + steps + 1))
-        return steps + 2.5 * (within + 1) if steps else 0
+        within = [step for step in range(done + 1, done + steps + 1) if step % 10 == 0]
+        at_end = validations.cost(done + steps, last=True)
+        return steps + sum(map(validations.cost, within)) + at_end if steps else 0
 
     for minutes in (n + 0.2 for n in range(60)):
         steps = clock.steps_left(minutes / (1 - RESERVE), done, validations)

@@ -1,10 +1,13 @@
 """The held-out loss depends on the weights alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from diffusion import GaussianDiffusion, HeldOut, held_out_losses, make_alphas, repeated
 from diffusion.validation import LEAST
+from training.validate import update_best
 
 
 def test_the_same_points_every_time_over_all_t():
@@ -54,3 +57,40 @@ def test_enough_images_are_not_repeated_and_none_are_refused():
     assert len(repeated(enough[0][1:], enough[1][1:])[0]) == 2 * (LEAST - 1)  # control
     with pytest.raises(ValueError, match="no images"):
         repeated(enough[0][:0], enough[1][:0])
+
+
+@pytest.mark.parametrize("images", [90, 300, 1024])
+def test_every_beginning_of_the_spread_points_covers_all_t_evenly(images):
+    diffusion = GaussianDiffusion(make_alphas("cosine", 1000))
+    x_0 = torch.arange(images).float().view(-1, 1, 1, 1)
+    points = HeldOut.of(x_0, torch.arange(images), diffusion)
+    spread = points.spread()
+    assert sorted(spread.t.tolist()) == points.t.tolist()
+    by_point = {(y, t): noise for y, t, noise in zip(*map(list, rows(points)), strict=True)}
+    assert all(by_point[y, t] == noise for y, t, noise in zip(*rows(spread), strict=True))
+    for n in (64, 128, 256):
+        quarters = ((spread[:n].t - 1) * 4 // 1000).bincount(minlength=4)
+        assert (quarters - n / 4).abs().max() <= 3
+    first = points[:64].t
+    assert ((first - 1) * 4 // 1000).max() < 3  # control: the beginning as it was
+
+
+def rows(points: HeldOut) -> tuple[list, list, list]:
+    return points.y.tolist(), points.t.tolist(), points.noise.flatten().tolist()
+
+
+def test_two_steps_are_compared_at_the_points_that_both_were_measured_at():
+    """A loss of few points says nothing of one of many."""
+    state = SimpleNamespace(step=200, best=None)
+    hard, easy = torch.full((64,), 0.5), torch.full((64,), 0.1)
+    update_best(state, hard)
+    assert state.best == {"step": 200, "loss": 0.5, "points": 64}
+    state.step = 400
+    update_best(state, torch.cat([hard + 0.1, easy]))  # a lower mean, and worse at every point
+    assert state.best["step"] == 200
+    state.step = 600
+    update_best(state, torch.cat([hard - 0.1, easy]))
+    assert state.best == {"step": 600, "loss": pytest.approx(0.25), "points": 128}
+    state.best = {"step": 1, "loss": 0.2}  # of an earlier release
+    update_best(state, torch.full((1024,), 0.1))
+    assert state.best["step"] == 600

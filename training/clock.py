@@ -34,7 +34,12 @@ class Due(NamedTuple):
 
 
 class Clock:
-    """Starts on construction. ``step_seconds`` is None until enough steps were timed."""
+    """Of a run from its first step on. ``step_seconds`` is None until enough steps were timed.
+
+    --max-minutes and ``seconds`` are of the same time: steps, validations, scores and checkpoints.
+    What comes before the first step, such as loading images and training a feature extractor, is
+    not in it.
+    """
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
         self.device, self.clock = device, clock
@@ -123,7 +128,7 @@ class Clock:
 
     def start(self, state: TrainState) -> None:
         """The first step comes next; what earlier parts of the run took stands in the state."""
-        self.before = state.seconds
+        self.before, self.began = state.seconds, self.clock()
         self.go_on()
 
     def go_on(self) -> None:
@@ -132,7 +137,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Of the run, over all resumes."""
+        """Of the run so far, from the first step on, over all resumes."""
         return self.before + self.clock() - self.began
 
     def lap(self) -> float:

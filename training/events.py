@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.files import whole_file
+
 NAME = "events.out.tfevents.{:010d}.{}.{}"  # TensorBoard reads files in the order of their names
+FIRST = "events.out.tfevents.0000000000.run"
 
 
 class EventWriter:
@@ -45,8 +48,11 @@ class EventWriter:
         self.write(step=first_step, session_log=start)
 
     def write(self, **values: Any) -> None:
-        event = self.protos.Event(wall_time=time.time(), **values)
-        self.file.write(event.SerializeToString())
+        self.file.write(self.event(**values))
+
+    def event(self, **values: Any) -> bytes:
+        """Of now."""
+        return self.protos.Event(wall_time=time.time(), **values).SerializeToString()
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.add(step, lambda: self.summary.scalar(tag, value))
@@ -68,14 +74,27 @@ class EventWriter:
 
         self.add(step, summary)
 
-    def add_hparams(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """A row of TensorBoard's table of runs: settings, and the tags of its metrics."""
+    def write_first(
+        self, tag: str, text: str, settings: Mapping[str, Any], metrics: Sequence[str]
+    ) -> None:
+        """A text page in Markdown, and a row of the table of runs: settings, tags of the metrics.
+
+        In a file before all others, which replaces that of an earlier start: of a row TensorBoard
+        takes what it reads first. Paths in the text may have bytes that are no text.
+        """
 
         def write() -> None:
-            parts = self.summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0))
-            for part in parts[:2]:  # what the columns are, and the beginning of the run
-                self.write(step=0, summary=part)
-            self.run_ended = parts[2]
+            from tensorboard.summary.writer.record_writer import RecordWriter
+
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            columns, start, self.run_ended = self.summary.hparams(
+                dict(settings), dict.fromkeys(metrics, 0.0)
+            )
+            with whole_file(self.folder / FIRST) as file:
+                writer = RecordWriter(file)
+                writer.write(self.event(file_version="brain.Event:2"))
+                for summary in (columns, start, self.summary.text(tag, shown)):
+                    writer.write(self.event(step=0, summary=summary))
 
         self.attempt(write)
 
@@ -83,11 +102,6 @@ class EventWriter:
         """The run of this row is over."""
         if self.run_ended is not None:
             self.add(0, lambda: self.run_ended)
-
-    def add_text(self, tag: str, text: str, step: int) -> None:
-        """Markdown; paths in it may have bytes that are no text."""
-        shown = text.encode("utf-8", "backslashreplace").decode()
-        self.add(step, lambda: self.summary.text(tag, shown))
 
     def add(self, step: int, summary: Callable[[], Any]) -> None:
         self.attempt(lambda: self.write(step=step, summary=summary()))

@@ -17,10 +17,11 @@ from models.summary import Layer, layers, markdown
 from training.clock import Clock
 from training.events import EventWriter
 from training.nonfinite import StepResult
-from training.outputs import Outputs
-from training.screen import footer, header, time_left
+from training.outputs import Outputs, dispensable
+from training.plan import Size
+from training.screen import footer, header, listed_scores, rate, time_left
 from training.state import TrainState
-from training.validate import Validated
+from training.validate import HeldOutLosses, Preview
 from utils import images, runs
 from utils.devices import peak_memory
 from utils.names import RECORD
@@ -33,8 +34,6 @@ SHEET, SHEET_IMAGES, SHEET_COLUMNS = "data.png", 64, 8  # the contact sheet of t
 STRIP, FILM = "reverse_process.png", "reverse_process.gif"  # of the newest validation
 FILM_COLUMNS = 5
 CURVES = {"loss": "loss/train", "gradient_norm": "training/gradient_norm", "lr": "training/lr"}
-METRICS = ("loss/held_out", "score/fid_classifier", "score/accuracy")  # of the table of runs
-SPEED = {"images_per_s": "images_per_s", "memory_gib": "memory_GiB"}  # in history.jsonl
 
 
 class Logger:
@@ -50,8 +49,9 @@ class Logger:
         self.bar: Progress | None = None
         self.steps: list[int] = []
         self.values: dict[str, list[Any]] = {}
-        self.since: list[float] = []  # losses since the last validation
+        self.images, self.seconds = 0, 0.0  # trained on since the last line of the history
         self.last: dict[str, float] = {}  # the newest values of curves
+        self.scores: dict[str, float] = {}  # the newest ones
         self.about: dict[str, Any] = {}  # run.json, but for how far the run is
 
     def __enter__(self) -> Self:
@@ -62,24 +62,29 @@ class Logger:
             self.write_status("failed")
         self.writer.close()
 
-    def start(self, name: str, resumed: bool) -> None:
-        """Say what the run is; write it as files and, if it is new, on TensorBoard's first page."""
+    def start(self, name: str, resumed: bool, scores: Iterable[str]) -> None:
+        """Say what the run is; write it as files and on TensorBoard's pages, also of a resumed one.
+
+        scores: the names of those that the run will have.
+        """
         state, (train_set, test_set) = self.state, self.sets
         rows = layers(state.ema.module, state.config.image_shape)  # never compiled
         self.say("\n".join(header(state, train_set, test_set, rows[-1], self.run.logs)))
         self.outputs.json("config.json", asdict(state.config))
         self.about = self.description(name, rows)
         self.write_status("running")
+        environment = {**runs.environment(state.device), "data": train_set.source}
+        metrics = ["loss/held_out", *(f"score/{score}" for score in scores)]
+        text = page(self.run.logs.name, self.about, environment, state.changes)
+        self.writer.write_first("run", text, hparams(self.about, state), metrics)
         if resumed:
             self.outputs.go_back_to(state.step)
             return
-        environment = {**runs.environment(state.device), "data": train_set.source}
         self.outputs.json("environment.json", environment)
-        self.writer.add_text("run", page(self.run.logs.name, self.about, environment), 0)
-        self.writer.add_hparams(hparams(self.about, state), METRICS)
-        sheet = contact_sheet(train_set)
-        self.writer.add_image("training_images", sheet, 0)
-        self.outputs.picture(SHEET, sheet)
+        with dispensable("no contact sheet"):
+            sheet = contact_sheet(train_set)
+            self.writer.add_image("training_images", sheet, 0)
+            self.outputs.picture(SHEET, sheet)
 
     def description(self, name: str, rows: list[Layer]) -> dict[str, Any]:
         """What the run is, for run.json."""
@@ -99,6 +104,7 @@ class Logger:
         state = self.state
         total = state.schedule.total_steps if state.schedule else None
         progress = {"status": status, "step": state.step, "total_steps": total}
+        progress["seconds"] = state.seconds
         self.outputs.json(RECORD, {**self.about, **progress})
 
     def say(self, line: str) -> None:
@@ -145,7 +151,10 @@ class Logger:
         for name, own in values.items():
             for step, value in zip(steps, own, strict=True):
                 self.writer.add_scalar(CURVES[name], value, step)
-        self.write_speed(clock.lap() / len(steps))
+        seconds = clock.lap()
+        self.write_speed(seconds / len(steps))
+        self.images += sum(map(self.state.epochs.global_batch, steps))
+        self.seconds += seconds
         norms = zip(steps, values["gradient_norm"], strict=True)
         skipped = [str(step) for step, norm in norms if not math.isfinite(norm)]
         if skipped and ranks.first:
@@ -153,9 +162,11 @@ class Logger:
         loss = sum(values["loss"]) / len(steps)
         note = f"Loss: {loss:.4f}"
         if not self.bar.terminal:
-            note += f", {self.last['images_per_s']:,.0f} images/s"
+            note += f", {rate(self.last['images_per_s'])}"
         self.bar.describe(self.title(), self.total(), note)
-        self.since += values["loss"]
+        total, count = self.state.loss_since
+        finite = list(filter(math.isfinite, values["loss"]))
+        self.state.loss_since = [total + sum(finite), count + len(finite)]
         self.steps, self.values = [], {}
 
     def write_speed(self, step_seconds: float) -> None:
@@ -168,30 +179,44 @@ class Logger:
             self.writer.add_scalar(f"training/{name}", value, self.state.step)
         self.last |= curves
 
-    def write_validation(self, found: Validated, scores: Mapping[str, float]) -> None:
-        """Losses, scores, the grid, the strip and the film of the reverse process."""
+    def write_losses(self, found: HeldOutLosses | None, size: Size) -> None:
+        """What a validation measured, and the training loss since the one before."""
         state, step = self.state, self.state.step
-        train_by_t = self.mean_by_quartile()
-        curves = {"held_out": found.losses, "held_out_raw": found.raw}
-        losses = {name: own.mean().item() for name, own in curves.items() if own is not None}
+        train_by_t, by_quartile = self.mean_by_quartile(), found and found.by_quartile
+        losses = {"held_out": found.ema, "held_out_raw": found.raw} if found else {}
+        losses = {name: own.mean().item() for name, own in losses.items()}
         for name, value in losses.items():
             self.writer.add_scalar(f"loss/{name}", value, step)
-        for name, value in scores.items():
-            self.writer.add_scalar(f"score/{name}", value, step)
-        for kind, own in (("train", train_by_t), ("held_out", found.by_quartile)):
+        for kind, own in (("train", train_by_t), ("held_out", by_quartile)):
             for q, value in enumerate(own or (), start=1):
                 if math.isfinite(value):  # no t was drawn in a quarter, in a few steps
                     self.writer.add_scalar(f"timesteps/{kind}_quartile_{q}", value, step)
-        self.last |= losses | scores
-        row = {"step": step, "seconds": state.seconds, "train": mean(self.since)}
-        row |= {name: losses.get(name) for name in curves} | {"held_out_by_t": found.by_quartile}
-        row |= {key: self.last.get(name) for key, name in SPEED.items()}
-        self.outputs.add_to_history(row | ({"score": dict(scores)} if scores else {}))
-        self.since = []
-        self.write_pictures(found)
-        parts = [f"held-out loss {losses['held_out']:.5f}" if losses else "samples drawn"]
-        parts += [f"{name} {value:.3g}" for name, value in scores.items()]
-        self.say(f"Step {step:,}: {', '.join(parts)}")
+        self.last |= losses
+        points = len(found.ema) if found else None
+        (total, count), state.loss_since = state.loss_since, [0.0, 0]
+        row = {"step": step, "seconds": state.seconds, "train": total / count if count else None}
+        row |= {"held_out": None, "held_out_raw": None} | losses
+        row |= {"held_out_by_t": by_quartile, "points": points, "images_per_s": self.speed()}
+        self.outputs.add_to_history(row | {"memory_gib": self.last.get("memory_GiB")})
+        self.images, self.seconds = 0, 0.0
+        measured = [f"{size.samples} samples"]
+        if found:
+            images = min(points, len(self.sets[1]))
+            measured.insert(0, f"held-out loss {losses['held_out']:.5f} of {images:,} test images")
+        self.say(f"Step {step:,}: {', '.join(measured)}")
+
+    def speed(self) -> float | None:
+        """Images per second since the last line of the history; None where there were none."""
+        return self.images / self.seconds if self.seconds else None
+
+    def write_scores(self, scores: dict[str, float]) -> None:
+        """Those of this step's samples."""
+        step = self.state.step
+        for name, value in scores.items():
+            self.writer.add_scalar(f"score/{name}", value, step)
+        self.scores = scores
+        self.outputs.add_scores(step, scores)
+        self.say(f"Step {step:,}: {listed_scores(scores)}")
 
     def gather_quartiles(self) -> None:
         """Bring the sums of all ranks to the first."""
@@ -206,10 +231,9 @@ class Logger:
         sums.zero_()
         return means
 
-    def write_pictures(self, found: Validated) -> None:
-        """In TensorBoard, and as files."""
-        step, preview, states = self.state.step, found.preview, found.states
-        chosen = preview.first_of_each
+    def write_pictures(self, preview: Preview, states: list[Tensor]) -> None:
+        """The grid of samples, the strip and the film of the reverse process."""
+        step, chosen = self.state.step, preview.first_of_each
         grid = images.grid(states[-1], preview.columns, rows_of=preview.names)
         strip = images.filmstrip([x[chosen] for x in states])
         film = images.gif([images.grid(x[chosen], FILM_COLUMNS) for x in states])
@@ -236,18 +260,24 @@ class Logger:
             self.write_status("interrupted" if stopped else "finished")
             self.writer.end_hparams()
             self.outputs.attempt(lambda: print(f"report: {report(self.run.logs)}"))
-        print("\n".join(footer(self.state, self.last, stop)), flush=True)
+        print("\n".join(footer(self.state, self.last, self.scores, stop)), flush=True)
         return stop.exit_code if stopped else 0
 
 
-def page(version: str, about: dict[str, Any], environment: Mapping[str, object]) -> str:
-    """What a run is, in Markdown: TensorBoard's text page."""
+def page(
+    version: str,
+    about: dict[str, Any],
+    environment: Mapping[str, object],
+    changes: Sequence[str] = (),
+) -> str:
+    """What a run is, in Markdown: TensorBoard's text page. changes: at its resumes, a line each."""
     typed = about["changed"].items()
     name = f"{about['name']} ({version})" if about["name"] else version
     return "\n\n".join(
         [
             f"# {name}: preset {about['preset']}",
             table("settings that differ from the preset", typed) if typed else "as in the preset",
+            *(["\n".join(f"- {line}" for line in changes)] if changes else []),
             "\n".join(f"- {line}" for line in about["data"]),
             about["layers"],
             table("environment", environment.items()),
@@ -268,11 +298,6 @@ def hparams(about: dict[str, Any], state: TrainState) -> dict[str, str | int | f
     chosen |= {"dataset": state.config.data.dataset, "seed": c.seed}
     chosen |= {"batch_size": c.batch_size, "lr": c.lr}
     return {k: v for k, v in (typed | chosen).items() if k != "data_root"}
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """None of no values."""
-    return sum(values) / len(values) if values else None
 
 
 def contact_sheet(train_set: ImageSet) -> Tensor:

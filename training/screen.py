@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data import ImageSet, report
 from models.summary import Layer
+from training.plan import AT_END
 from training.state import TrainState
 from utils.devices import device_name, has_bf16, peak_memory
 from utils.process import StopSignal, command, shell
@@ -28,22 +29,24 @@ def header(
     images = report(train_set, test_set)
     curves = shell("tensorboard", "--logdir", logs.parent)
     network = f"{total.parameters:,} parameters, {total.flops / 1e9:.3g} GFLOP a forward pass"
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**4
     rows = [
         ("device", f"{device_name(state.device)}, {number_format(state)}"),
         ("data", images[0]),
         *(("", line) for line in images[1:]),
         ("network", network),
         ("schedule", schedule(state)),
+        ("validation", validation(state, len(test_set))),
         ("curves", curves),
     ]
-    return [folded(f"{name:10}{line}", width if name != "curves" else 10**4) for name, line in rows]
+    whole = "curves"  # a command, to be pasted
+    return [f"{name:12}{line}" if name == whole else folded(name, line, 12) for name, line in rows]
 
 
-def folded(line: str, width: int) -> str:
-    """The line in several, below each other in the second column."""
+def folded(name: str, text: str, column: int) -> str:
+    """A row of two columns, the second of which starts here; no wider than the terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**4
     options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, width, subsequent_indent=" " * 10, **options)
+    return textwrap.fill(f"{name:{column}}{text}", width, subsequent_indent=" " * column, **options)
 
 
 def number_format(state: TrainState) -> str:
@@ -67,33 +70,63 @@ def schedule(state: TrainState) -> str:
     return f"{length}; an epoch is {epochs}"
 
 
+def validation(state: TrainState, tests: int) -> str:
+    """After which steps, on what, and the share of the run, as far as its end is known."""
+    plan, known = state.validations, state.schedule
+    total = known.total_steps if known else math.inf
+    most = plan.size(total if known else plan.steady, last=True)
+    loss = f"held-out loss of {min(most.points, tests):,} images, " if tests else ""
+    share = f"; about {plan.share(state.step, total):.1%} of the time" if known else ""
+    early = "" if plan.when(state.step, total) == AT_END else ", fewer early on"
+    return f"{plan.when(state.step, total)}: {loss}{most.samples} samples{early}{share}"
+
+
 def time_left(state: TrainState, step_seconds: float) -> str:
     """The throughput, once it is known, and when the run will be done."""
     steps = state.schedule.total_steps - state.step
     validations = state.validations.cost_within(state.step, state.schedule.total_steps)
     seconds = (steps + validations) * step_seconds
-    speed = state.epochs.batch_size / step_seconds
-    return f"{speed:,.0f} images/s: {steps:,} more steps, {estimated_end(seconds)}"
+    speed = rate(state.epochs.batch_size / step_seconds)
+    return f"{speed}: {steps:,} more steps, {estimated_end(seconds)}"
 
 
-def forecast_lines(state: TrainState, step_seconds: float, logs: Path) -> list[str]:
-    """Minutes, memory, disk and folder of a run whose steps take this long; a line each."""
+def rate(images: float) -> str:
+    """Images per second, also where a large network has few of them."""
+    return f"{images:,.0f} images/s" if images >= 10 else f"{images:.2g} images/s"
+
+
+def forecast_lines(
+    state: TrainState, step_seconds: float, extractor: float | None, logs: Path
+) -> list[str]:
+    """Minutes, memory, disk and folder of a run whose steps take this long; a line each.
+
+    extractor: seconds before the first step, for the feature extractor of the scores.
+    """
     total, step = state.schedule.total_steps, state.step
     validations = state.validations.cost_within(step, total)
     seconds = (total - step + validations) * step_seconds
-    share = validations / max(total - step + validations, 1)
+    share = state.validations.share(step, total)
+    of = "validation and scores" if state.config.train.score_every else "validation"
     one = sum(value.nbytes for _, value in walk(state.state_dict()) if isinstance(value, Tensor))
     keep, best = state.config.train.keep, 2 if state.config.train.score_every else 1
     kept = f"at most {keep + best} checkpoints" if keep else "a checkpoint every few minutes"
     memory = peak_memory(state.device)
     rows = [
         ("time", f"{duration(seconds)}: {total - step:,} steps of {step_seconds:.3g} s"),
-        ("", f"{share:.1%} of it for validation"),
+        ("", f"{share:.1%} of it for {of}"),
+        *extractor_rows(extractor),
         ("memory", f"{memory / 2**30:.2f} GiB at most so far" if memory else "not known here"),
         ("disk", f"{kept} of {one / 2**20:,.1f} MiB"),
         ("folder", str(logs)),
     ]
-    return [f"{name:26}{line}" for name, line in rows]
+    return [folded(name, line, 26) for name, line in rows]
+
+
+def extractor_rows(seconds: float | None) -> list[tuple[str, str]]:
+    """Of the forecast."""
+    if seconds is None:
+        return []
+    return [("", f"{duration(seconds)} before it, for the feature extractor")]
 
 
 def estimated_end(seconds: float) -> str:
@@ -103,10 +136,12 @@ def estimated_end(seconds: float) -> str:
     return f"about {duration(seconds)}, until {day}{end:%H:%M}"
 
 
-def footer(state: TrainState, last: dict[str, float], stop: StopSignal) -> list[str]:
+def footer(
+    state: TrainState, last: dict[str, float], scores: dict[str, float], stop: StopSignal
+) -> list[str]:
     """How far it came, how good it is, and the command that goes on.
 
-    last: the newest values of the curves.
+    last, scores: the newest values of the curves.
     """
     if state.saved is None:
         return ["Interrupted before the first step; start again with the same command"]
@@ -117,8 +152,12 @@ def footer(state: TrainState, last: dict[str, float], stop: StopSignal) -> list[
         found.append(f"held-out loss {last['held_out']:.5f}")
     if state.best:
         found.append(f"best {state.best['loss']:.5f} at step {state.best['step']:,}")
-    if "fid_classifier" in last:
-        found.append(f"fid_classifier {last['fid_classifier']:.3g}")
+    lines = [", ".join(found), *([listed_scores(scores)] if scores else [])]
     if stopped:
-        return [", ".join(found), f"go on: {command('train.py', '--resume', state.saved)}"]
-    return [", ".join(found), f"draw images: {command('sample.py', '--ckpt', state.saved)}"]
+        return [*lines, f"go on: {command('train.py', '--resume', state.saved)}"]
+    return [*lines, f"draw images: {command('sample.py', '--ckpt', state.saved)}"]
+
+
+def listed_scores(scores: dict[str, float]) -> str:
+    """The scores of samples, in a line."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in scores.items())

@@ -19,6 +19,7 @@ from models import check_size
 from models.summary import layers, text
 from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
+from training.screen import folded
 from training.state import TrainState, build
 from utils.devices import DEVICES, main_memory
 from utils.distributed import Ranks
@@ -256,7 +257,8 @@ SUBSTITUTE = """
 
 def describe(state: TrainState) -> str:
     """What --dry-run prints besides the data: settings, layers, device."""
-    settings = [f"{flag(f.name):26}{shown(f, value)}" for f, _, value in state.config.options()]
+    options = state.config.options()
+    settings = [folded(flag(f.name), shown(f, value), 26) for f, _, value in options]
     rows = layers(state.ema.module, state.config.image_shape)  # the EMA's copy is never compiled
     return "\n".join(
         [
@@ -264,7 +266,7 @@ def describe(state: TrainState) -> str:
             "",
             text(rows),
             "",
-            f"{'epoch':26}{state.epochs}",
-            f"{'device':26}{state.device}",
+            folded("epoch", str(state.epochs), 26),
+            folded("device", str(state.device), 26),
         ]
     )

@@ -94,15 +94,17 @@ class TrainState:
     validations: Validations
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
-    seconds: float = 0.0  # that the run has taken up to this step, over all resumes
-    best: dict[str, float] | None = None  # step and loss of the lowest held-out loss
-    best_score: dict[str, float] | None = None  # step and fid_classifier of the lowest one
+    seconds: float = 0.0  # that the run has taken, see Clock.seconds
+    best: dict[str, float] | None = None  # step, loss and points of the lowest held-out loss
+    best_score: dict[str, float] | None = None  # step and score of the lowest Fréchet distance
     x0_error: Tensor | None = None  # of the EMA weights by t, (T + 1,), where it was measured
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
     saved: Path | None = None  # the newest checkpoint
     moments: LossMoments | None = None  # of the losses by t, for --importance-sampling
-    loss_by_quartile: Tensor = field(default_factory=lambda: torch.zeros(4, 2))  # sum and count
+    # Of the training loss since the last validation, sum and count: in all, and by quarter of t.
+    loss_since: list[float] = field(default_factory=lambda: [0.0, 0])
+    loss_by_quartile: Tensor = field(default_factory=lambda: torch.zeros(4, 2))
 
     @classmethod
     def create(
@@ -209,6 +211,7 @@ class TrainState:
             "best_score": self.best_score,
             "changes": self.changes,
             "x0_error": self.x0_error if self.validation_due else None,  # else stale
+            "loss_since": self.loss_since,
             "by_quarter": self.loss_by_quartile,
             "loss_moments": self.moments and self.moments.sums,
             "value_prior": self.diffusion.value_prior if self.diffusion.discrete_pixels else None,
@@ -234,6 +237,7 @@ class TrainState:
         self.step, self.best, self.saved = ckpt["step"], ckpt["best"], path
         self.seconds, self.best_score = ckpt.get("seconds", 0.0), ckpt.get("best_score")
         self.changes = list(ckpt.get("changes", []))
+        self.loss_since = list(ckpt.get("loss_since", self.loss_since))
         if self.ranks.first:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
         self.diffusion.set_value_prior(ckpt.get("value_prior"))

@@ -20,17 +20,14 @@ from diffusion import (
     spread,
     x0_errors,
 )
-from training.plan import HELD_OUT, PREVIEW
+from diffusion.validation import LEAST
+from training.plan import POINTS, ROWS, Size, grid_of
 from training.state import TrainState
 from utils.devices import autocast
 from utils.progress import Progress
 from utils.seeding import permutation
 
-ERRORS = 1024  # training images from which the errors of x_0 are measured
-ROWS, MOST_ROWS = 10, 16  # of the grid of samples
-WIDEST = 1600  # pixels of that grid
 FRAMES = 51  # states of the reverse process that are kept, at most
-FEW = 2  # columns that are drawn early in a run, when a picture would cost as much as training
 
 
 @dataclass(frozen=True)
@@ -46,16 +43,14 @@ class Preview:
     names: tuple[str, ...]  # of each row
 
     @classmethod
-    def of(cls, config: Config, class_names: Sequence[str], early: bool) -> "Preview":
-        """PREVIEW samples, or the first columns of them; more than MOST_ROWS classes: some."""
-        classes = config.model.num_classes
-        rows = min(max(classes, ROWS), MOST_ROWS)
-        columns = max(1, min(PREVIEW // rows, WIDEST // config.data.image_size[1]))
-        drawn = min(FEW, columns) if early else columns
-        indices = tuple(r * columns + c for r in range(rows) for c in range(drawn))
+    def of(cls, config: Config, class_names: Sequence[str], size: Size) -> "Preview":
+        """The first rows and columns of the whole grid; more than MOST_ROWS classes: some."""
+        classes, (rows, columns) = config.model.num_classes, grid_of(config)
+        shown, drawn = min(rows, size.rows), min(columns, size.columns)
+        indices = tuple(r * columns + c for r in range(shown) for c in range(drawn))
         if not classes:
             return cls(indices, None, drawn, ())
-        of_row = [r * classes // rows for r in range(rows)]
+        of_row = [r * classes // rows for r in range(shown)]
         names = tuple(class_names[label] for label in of_row)
         return cls(indices, torch.tensor(of_row).repeat_interleave(drawn), drawn, names)
 
@@ -70,20 +65,18 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class Validated:
-    """What a validation found: losses at the held-out points, in the order of t (N,); samples."""
+class HeldOutLosses:
+    """The losses at held-out points, (N,), in the order of HeldOut.spread."""
 
-    losses: Tensor | None  # of the EMA weights; None without test images
-    raw: Tensor | None  # of the weights themselves
-    preview: Preview
-    states: list[Tensor]  # x_T ... x_0 of the samples, each (N, C, H, W)
+    t: Tensor
+    ema: Tensor  # of the EMA weights
+    raw: Tensor  # of the weights themselves
 
     @property
-    def by_quartile(self) -> list[float] | None:
-        """The held-out loss in each quarter of 1 ... T."""
-        if self.losses is None:
-            return None
-        return [part.mean().item() for part in self.losses.tensor_split(4)]
+    def by_quartile(self) -> list[float]:
+        """Those of the EMA weights, in each quarter of 1 ... T."""
+        rising = self.ema[self.t.argsort(stable=True)]
+        return [part.mean().item() for part in rising.tensor_split(4)]
 
 
 class Validation:
@@ -92,50 +85,76 @@ class Validation:
     def __init__(self, state: TrainState, train_set: ImageSet, test_set: ImageSet) -> None:
         self.train_set, self.held_out = train_set, None
         if len(test_set):
-            self.held_out = HeldOut.of(*subset(test_set, HELD_OUT), state.diffusion)
+            images = subset(test_set, POINTS)
+            self.held_out = HeldOut.of(*images, state.diffusion).spread()
 
-    def run(self, state: TrainState) -> Validated:
-        """The losses, which update state.best, and the samples.
+    def measure(self, state: TrainState) -> HeldOutLosses | None:
+        """The held-out losses, which update state.best; None without test images.
 
         At the end of the run, or where samples need them now, also the network's errors of x_0.
         """
-        sample, diffusion = state.config.sample, state.diffusion
-        early = state.step < state.validations.every
-        preview = Preview.of(state.config, self.train_set.class_names, early)
-        points = 0 if self.held_out is None else 2 * len(self.held_out.t)
-        total = points + len(preview.indices) * sample.steps
+        size, sample = self.size(state), state.config.sample
+        errors = state.finished or sample.variance == "optimal"
+        points = self.held_out and self.held_out[: size.points]
+        total = (2 * len(points.t) if points else 0) + (size.points if errors else 0)
+        state.x0_error, losses = None, None
         with Progress("validating", total, "images", silent=state.ranks.silent) as progress:
-            state.x0_error = None
-            if state.finished or sample.variance == "optimal":  # in float32, as sample.py samples
-                denoiser = Denoiser(state.ema, diffusion, sample.clip)
-                state.x0_error = x0_errors(denoiser, repeated(*subset(self.train_set, ERRORS)))
-            with autocast(state.device, state.config.train.precision):
-                losses = self.losses(state.ema, state, progress.update)
-                raw = self.losses(state.model, state, progress.update)
-                states = draw(state, preview, progress.update)
-        update_best(state, losses)
-        return Validated(losses, raw, preview, states)
-
-    def losses(
-        self, model: nn.Module, state: TrainState, progress: Callable[[int], None]
-    ) -> Tensor | None:
-        """Those of a model without dropout, (N,); None without test images."""
-        if self.held_out is None:
-            return None
-        training = model.training
-        with torch.compiler.set_stance("force_eager"):  # not compiled anew for another batch size
-            losses = held_out_losses(model.eval(), state.diffusion, self.held_out, progress)
-        model.train(training)
+            if points:
+                with autocast(state.device, state.config.train.precision):
+                    own = (
+                        held_out(model, state, points, progress.update)
+                        for model in (state.ema, state.model)
+                    )
+                    losses = HeldOutLosses(points.t, *own)
+                update_best(state, losses.ema)
+            if errors:  # in float32, as sample.py samples
+                images = subset(self.train_set, size.points)
+                clip, shown = sample.clip, progress.update
+                denoiser = Denoiser(state.ema, state.diffusion, clip, progress=shown)
+                least = min(LEAST, size.points)
+                state.x0_error = x0_errors(denoiser, repeated(*images, least))
         return losses
 
+    def draw(self, state: TrainState) -> tuple[Preview, list[Tensor]]:
+        """x_T ... x_0 of samples, from the same noise every time; (N, C, H, W) each."""
+        preview = Preview.of(state.config, self.train_set.class_names, self.size(state))
+        sampler = Sampler(**asdict(state.config.sample))
+        total = len(preview.indices) * sampler.steps
+        with (
+            Progress(
+                "drawing samples", total, "steps of an image", silent=state.ranks.silent
+            ) as bar,
+            autocast(state.device, state.config.train.precision),
+        ):
+            options = {"seed": state.config.train.seed, "keep": spread(sampler.steps, FRAMES)}
+            options["progress"] = bar.update
+            states = generate(model_of(state), sampler, preview.indices, preview.labels, **options)
+        return preview, states
 
-def update_best(state: TrainState, losses: Tensor | None) -> None:
-    """Note the step whose EMA weights have the lowest held-out loss."""
-    if losses is None:
-        return
-    loss = losses.mean().item()
-    if state.best is None or loss < state.best["loss"]:
-        state.best = {"step": state.step, "loss": loss}
+    def size(self, state: TrainState) -> Size:
+        """How much is measured now."""
+        return state.validations.size(state.step, state.finished)
+
+
+def held_out(
+    model: nn.Module, state: TrainState, points: HeldOut, progress: Callable[[int], None]
+) -> Tensor:
+    """The losses of a model without dropout, (N,)."""
+    training = model.training
+    with torch.compiler.set_stance("force_eager"):  # not compiled anew for another batch size
+        losses = held_out_losses(model.eval(), state.diffusion, points, progress)
+    model.train(training)
+    return losses
+
+
+def update_best(state: TrainState, losses: Tensor) -> None:
+    """Note the step whose EMA weights have the lowest held-out loss (N,).
+
+    Early in a run N is less: two steps are compared at the points that both were measured at.
+    """
+    best = state.best
+    if best is None or losses[: best.get("points")].mean().item() < best["loss"]:
+        state.best = {"step": state.step, "loss": losses.mean().item(), "points": len(losses)}
 
 
 def subset(image_set: ImageSet, count: int) -> tuple[Tensor, Tensor]:
@@ -161,11 +180,3 @@ def model_of(state: TrainState) -> DiffusionModel:
     config = state.config
     classes, shape = config.model.num_classes, config.image_shape
     return DiffusionModel(state.ema, state.diffusion, shape, classes, state.x0_error)
-
-
-def draw(state: TrainState, preview: Preview, progress: Callable[[int], None]) -> list[Tensor]:
-    """x_T ... x_0 of the samples, from the same noise every time; (N, C, H, W) each."""
-    sampler = Sampler(**asdict(state.config.sample))
-    keep = spread(sampler.steps, FRAMES)
-    options = {"seed": state.config.train.seed, "keep": keep, "progress": progress}
-    return generate(model_of(state), sampler, preview.indices, preview.labels, **options)

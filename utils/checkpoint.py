@@ -148,9 +148,10 @@ def ema_filename(step: int) -> str:
     return f"ema_{step:08d}.pt"
 
 
-def steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a folder by step, rising."""
-    found = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("*")]
+def steps(folder: Path, kind: str = "step", ending: str = "pt") -> dict[int, Path]:
+    """The checkpoints in a folder by step, rising; or other files that are named by a step."""
+    name = re.compile(rf"{kind}_([0-9]{{1,18}})\.{ending}")
+    found = [(name.fullmatch(path.name), path) for path in folder.glob("*")]
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 

@@ -8,7 +8,8 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TextIO, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from utils.devices import DeviceError
 from utils.rendezvous import TIMEOUT, RankError, launched, meet, reason_of
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=30)  # for what the first rank does alone; a death is noticed at once
 
 
 def share(rows: Tensor, rank: int, world: int) -> Tensor:
@@ -33,6 +35,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    patient: dist.ProcessGroup | None = field(default=None, compare=False)  # with its own timeout
 
     @property
     def first(self) -> bool:
@@ -52,10 +55,15 @@ class Ranks:
     def first_before_others(self) -> Iterator[None]:
         """Within it, the first rank is done before the others begin."""
         if not self.first:
-            self.highest(0)
+            self.wait_for_first()
         yield
         if self.first:
-            self.highest(0)
+            self.wait_for_first()
+
+    def wait_for_first(self) -> None:
+        """Until the first rank is here as well, however long what it does alone takes it."""
+        if self.world > 1:
+            dist.barrier(self.patient)
 
     def alone(self, held: AbstractContextManager) -> AbstractContextManager:
         """The context on rank 0, none elsewhere."""
@@ -136,12 +144,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         take_own_gpu(device, launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    ranks = Ranks(launch.rank, launch.world)
     try:
         store = meet(launch)
         dist.init_process_group(
-            backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=TIMEOUT
+            backend, store=store, rank=launch.rank, world_size=launch.world, timeout=TIMEOUT
         )
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        ranks = Ranks(launch.rank, launch.world, patient)
         with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
             yield ranks
         gc.collect()  # what is left of a wrapped network would abort the end of the process
@@ -150,7 +159,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         if not is_lost(e):
             raise
         raise RankError(
-            f"another rank is gone, so rank {ranks.rank} cannot go on ({reason_of(e)}); "
+            f"another rank is gone, so rank {launch.rank} cannot go on ({reason_of(e)}); "
             "start again with --resume auto"
         ) from e
 

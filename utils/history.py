@@ -1,8 +1,10 @@
 """history.jsonl: what every validation of a run found, a JSON object a line.
 
-What report.html and ``evaluate.py --compare`` read; it needs no TensorBoard. The keys: step,
-seconds (of training), train (mean training loss since the last line), held_out, held_out_raw,
-held_out_by_t (four numbers), images_per_s, memory_gib and, where samples were scored, score.
+What report.html and ``evaluate.py --compare`` read; it needs no TensorBoard. The keys: step;
+seconds (after which the weights were there: from the first step of the run on, over all resumes,
+with the validations, scores and checkpoints before this one); train (mean training loss since the
+last line), held_out, held_out_raw, held_out_by_t (four numbers), points (of the held-out loss),
+images_per_s (in training since the last line), memory_gib and, where samples were scored, score.
 """
 
 import json
@@ -30,12 +32,17 @@ def rounded(value: Any) -> Any:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's logs; none without the file. What a crash cut short is left out."""
-    path, rows = folder / HISTORY, []
-    if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+    """The rows of a run's logs; none without the file. Damaged lines are left out."""
+    path = folder / HISTORY
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [row for line in lines if (row := parsed(line))]
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """A row; None where the line is none, as a crash or a disk may leave it."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if whole else None

@@ -83,7 +83,7 @@ class Progress:
         """How far it is, as a line of text."""
         total = f"/{self.total:,}" if self.total else ""
         parts = [f"{self.title}: {self.n:,}{total} {self.unit}", self.note]
-        if self.total and self.n > self.done:
+        if self.total and self.done < self.n < self.total:  # at its end, others go on
             seconds = (time.monotonic() - self.began) / (self.n - self.done)
             parts.append(f"{duration((self.total - self.n) * seconds)} left")
         return ", ".join(filter(None, parts))

@@ -54,11 +54,14 @@ class Run:
             checkpoint.prune(self.checkpoints, best, keep)
 
     def save_ema(self, state: Any, notes: Mapping[str, Any]) -> None:
-        """With --keep-ema, write the EMA weights alone: what sampling needs of a checkpoint."""
-        if state.config.train.keep_ema:
-            content = {**state.state_dict(), **notes}
-            content = {name: content[name] for name in content.keys() - checkpoint.TRAINING}
-            self.write(self.checkpoints / checkpoint.ema_filename(state.step), content, state)
+        """Write the EMA weights alone: what sampling needs of a checkpoint.
+
+        Raises CheckpointError and OSError.
+        """
+        content = {**state.state_dict(), **notes}
+        content = {name: content[name] for name in content.keys() - checkpoint.TRAINING}
+        self.claim.check()
+        checkpoint.save(self.checkpoints / checkpoint.ema_filename(state.step), content)
 
     def write(self, path: Path, content: Mapping[str, Any], state: Any) -> None:
         """Into a folder that is this run's, before and after."""
@@ -73,9 +76,9 @@ class Run:
             raise StoppedError(f"{reason}; {last_good(state.saved)}") from e
 
     def go_back_to(self, step: int) -> None:
-        """Rename later checkpoints: their steps will be trained again."""
-        taken = checkpoint.steps(self.checkpoints)
-        later = [path for n, path in taken.items() if n > step]
+        """Rename later checkpoints and EMA weights: their steps will be trained again."""
+        taken = [checkpoint.steps(self.checkpoints, kind) for kind in ("step", "ema")]
+        later = [path for own in taken for n, path in own.items() if n > step]
         checkpoint.set_aside(later, "replaced")
         for path in later:
             print(f"{path}: that step is taken anew; kept as {path.name}.replaced", flush=True)
