@@ -209,7 +209,7 @@ def make_scorer(
             return None
         share = state.validations.score_share()
         every = f"{c.score_images:,} samples every {c.score_every:,} steps and at the end"
-        print(f"scores: {every}, about {share:.1%} of a long run", flush=True)
+        print(f"{'scores':12}{every}, about {share:.1%} of a long run", flush=True)
         with dispensable("no scores"):
             return Scorer.of(sets, c.score_images, conditional, args.run_root / CLASSIFIERS)
     return None
