@@ -107,7 +107,7 @@ def tests(setting: Setting) -> Found:
 
 
 def prove_resume(flags: str, setting: Setting) -> Found:
-    """``train.py --prove-resume``: a killed and resumed training has the bits of an unbroken one."""
+    """``train.py --prove-resume``: a killed and resumed training equals an unbroken one."""
     own = setting.flags(*flags.split())
     command = [sys.executable, "train.py", "--prove-resume", *own]
     ended = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True)

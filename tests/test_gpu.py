@@ -45,7 +45,7 @@ def deterministic_kernels(_: int) -> None:
     """A hook: operations that have no deterministic kernel fail."""
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    train.tune = lambda device: None  # which would have cuDNN choose kernels by timing them
+    train.tune = lambda _: None  # which would have cuDNN choose kernels by timing them
 
 
 def little_memory(_: int) -> None:
