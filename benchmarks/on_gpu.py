@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all done, 1: something failed or is left, 2: bad input."""
     args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the item, too
     if args.item:
         write(args, args.item, measured(args))
         return 0
@@ -159,8 +160,12 @@ def run_item(args: Args, name: str, seconds: float) -> str | None:
         "--runs",
         str(args.runs),
     ]
+    environment = dict(os.environ)
+    if args.rehearse:
+        command.append("--rehearse")
+        environment["TORCH_COMPILE_DISABLE"] = "1"  # each network would take a minute
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        with group([*command, *["--rehearse"] * args.rehearse], log) as process:
+        with group(command, environment, log) as process:
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -175,10 +180,12 @@ def run_item(args: Args, name: str, seconds: float) -> str | None:
 
 
 @contextmanager
-def group(command: Sequence[str], log: Any) -> Iterator[subprocess.Popen]:
+def group(
+    command: Sequence[str], environment: Mapping[str, str], log: Any
+) -> Iterator[subprocess.Popen]:
     """A process that is killed at the end of ``with``, and with it all that it started."""
     process = subprocess.Popen(
-        command, cwd=measure.ROOT, stdout=log, stderr=log, start_new_session=True
+        command, cwd=measure.ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
     )
     try:
         yield process
