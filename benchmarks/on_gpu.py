@@ -57,7 +57,6 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all done, 1: something failed or is left, 2: bad input."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the item, too
     if args.item:
         write(args, args.item, measured(args))
         return 0
@@ -151,21 +150,11 @@ def run_item(args: Args, name: str, seconds: float) -> str | None:
     One that failed leaves a file that says so, and is tried again by the next call; one that was
     stopped leaves none.
     """
-    command = [sys.executable, "-m", "benchmarks.on_gpu", "--item", name, "--device", args.device]
-    command += [
-        "--data-root",
-        os.path.abspath(args.data_root),
-        "--out",
-        str(args.out),
-        "--runs",
-        str(args.runs),
-    ]
     environment = dict(os.environ)
     if args.rehearse:
-        command.append("--rehearse")
         environment["TORCH_COMPILE_DISABLE"] = "1"  # each network would take a minute
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        with group(command, environment, log) as process:
+        with group(command_of(args, name), environment, log) as process:
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -177,6 +166,14 @@ def run_item(args: Args, name: str, seconds: float) -> str | None:
         return "failed: see its file" if found["failed"] else None
     write(args, name, {"failed": True, "rehearsal": args.rehearse, "found": told})
     return told
+
+
+def command_of(args: Args, name: str) -> list[str]:
+    """This script, for one item."""
+    command = [sys.executable, "-m", "benchmarks.on_gpu", "--item", name, "--device", args.device]
+    command += ["--data-root", os.path.abspath(args.data_root)]
+    command += ["--out", str(args.out), "--runs", str(args.runs)]
+    return command + ["--rehearse"] * args.rehearse
 
 
 @contextmanager
@@ -237,4 +234,5 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the item
     sys.exit(main())
