@@ -1,9 +1,10 @@
-"""How far rounding carries the losses of two ranks, or two threads, from those of one process.
+"""How far rounding carries the losses of two ranks from those of one process.
 
 python -m benchmarks.rounding --data-root datasets    # `mnist`, 40 steps; ten minutes on two cores
 
-Every row compares a training with that of one process and one thread, which adds the same numbers
-in another order. Prints a table of the largest relative differences of single losses.
+Every row compares a training with that of one process, which adds the same numbers in another
+order; so do two micro-batches, without any ranks. All with one thread. Prints a table of the
+largest relative differences of single losses.
 """
 
 import os
@@ -17,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.measure import ROOT, output
 from config import Parser
 
-WAYS = {  # ranks and threads of each
-    "2 threads": (1, 2),
-    "2 ranks": (2, 1),
+WAYS = {  # ranks, and flags of train.py
+    "2 ranks": (2, []),
+    "2 micro-batches": (1, ["--grad-accum", "2"]),
 }
 FORMATS, OPTIMIZERS = ("fp32", "bf16"), ("adamw", "muon")
 
@@ -37,21 +38,21 @@ def main() -> None:
         for optimizer in OPTIMIZERS:
             flags = ["--precision", precision, "--optimizer", optimizer]
             flags += ["--data-root", own["data_root"], "--max-steps", str(own["steps"])]
-            alone = losses(flags, 1, 1)
-            for way, (ranks, threads) in WAYS.items():
-                apart = np.abs(losses(flags, ranks, threads) / alone - 1)
+            alone = losses(flags, 1)
+            for way, (ranks, own_flags) in WAYS.items():
+                apart = np.abs(losses([*flags, *own_flags], ranks) / alone - 1)
                 cells = [f"{apart[half].max():.1e}" for half in halves]
                 cells.append(f"{np.median(apart):.1e}")
                 print(f"| {precision} | {optimizer} | {way} | {' | '.join(cells)} |", flush=True)
 
 
-def losses(flags: list[str], ranks: int, threads: int) -> np.ndarray:
+def losses(flags: list[str], ranks: int) -> np.ndarray:
     """Of every step of a training on the CPU; the preset is `mnist`."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--"]
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *(launcher if ranks > 1 else ()), str(ROOT / "train.py")]
-        output([*command, *flags, "--device", "cpu"], Path(folder))
+        output([*command, *flags, "--device", "cpu", "--steps", "1"], Path(folder))
         logs = Path(folder) / "Logs_Checkpoints/Inference/version_0"
         points = EventAccumulator(str(logs), {"scalars": 0}).Reload().Scalars("loss/train")
     return np.array([point.value for point in points])
