@@ -60,7 +60,7 @@ def launch(args: Args) -> int:
     if args.prove_resume:
         return verify_resume(args)
     device = pick_device(args.device)
-    tune(device)
+    tune(device, args.config.train.deterministic)
     with joined(device) as ranks:
         return train(args, device, ranks)
 

@@ -76,7 +76,7 @@ AIMS = (
             0,
             most=True,
         )
-        for own in ("fp32", "bf16", "compiled")
+        for own in ("fp32", "bf16", "deterministic", "compiled")
     ),
     Aim("`original` at batches of 128: it/s", lambda f: best(f, "original"), 60),
     Aim("the loop of train.py against its bare network, least", least_of_bare, 0.95),

@@ -4,6 +4,7 @@ Without a CUDA device those tests are skipped. Each also runs on the CPU, in the
 what is meant for the GPU has run at least there.
 """
 
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 from faults import NETWORK, Process, folder, result, run
 from test_distributed import curve
+from test_synchronization import CPU, streamed
 
-import train
-from benchmarks.baselines import Task, loop
+from benchmarks.baselines import Loop, Task, loop
 from sample import load
 from utils.seeding import image_noise
 
@@ -23,12 +24,11 @@ GPU = [
 ]
 STEPS = 12
 FLAGS = [*NETWORK, "--epochs", "0", "--max-steps", str(STEPS)]
-CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS is not deterministic
 WAYS = {
-    "eager": ("", []),
-    "deterministic": ("test_gpu.deterministic_kernels", []),
-    "importance": ("test_gpu.deterministic_kernels", ["--importance-sampling"]),
-    "compiled": ("", ["--compile", "on"]),
+    "eager": [],
+    "deterministic": ["--deterministic"],
+    "importance": ["--deterministic", "--importance-sampling"],
+    "compiled": ["--deterministic", "--compile", "on"],
 }
 FP32 = 1e-4  # images in [-1, 1] of the CPU and the GPU, without TF32
 TF32 = 8 / 255  # and with it, as sample.py draws
@@ -41,13 +41,6 @@ def device(request) -> str:
     return request.param
 
 
-def deterministic_kernels(_: int) -> None:
-    """A hook: operations that have no deterministic kernel fail."""
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    train.tune = lambda _: None  # which would have cuDNN choose kernels by timing them
-
-
 def little_memory(_: int) -> None:
     """A hook: a five-hundredth of the GPU."""
     torch.cuda.set_per_process_memory_fraction(0.002)
@@ -55,24 +48,21 @@ def little_memory(_: int) -> None:
 
 def trained(device: str, way: str, *flags: str) -> str:
     """The digest of a training that nobody disturbs."""
-    hook, own = WAYS[way]
     with folder() as where:
-        argv = [*FLAGS, *own, "--device", device, *flags]
-        ended = Process(where, argv, hook, environment=CUBLAS).end()
+        ended = run(where, [*FLAGS, *WAYS[way], "--device", device, *flags])
         assert ended.code == 0, ended.err
         return result(where)
 
 
 def resumed(device: str, way: str) -> str:
     """The digest of one that is killed in step 7 and resumed."""
-    hook, own = WAYS[way]
-    argv = [*FLAGS, *own, "--device", device, "--resume", "auto", "--save-minutes", "0"]
+    argv = [*FLAGS, *WAYS[way], "--device", device, "--resume", "auto", "--save-minutes", "0"]
     with folder() as where:
-        process = Process(where, argv, hook, environment=CUBLAS)
+        process = Process(where, argv)
         assert process.wait_for(7)
         process.kill()
         process.end()
-        ended = Process(where, argv, hook, environment=CUBLAS).end()
+        ended = run(where, argv)
         assert ended.code == 0, ended.err
         assert "Resuming after step" in ended.out
         return result(where)
@@ -156,35 +146,38 @@ def test_too_little_memory_is_one_line(device, tmp_path):
 
 
 def test_two_processes_share_a_device(device, tmp_path):
-    hook, alone = "test_gpu.deterministic_kernels", trained(device, "deterministic")
-    processes = []
+    alone, processes = trained(device, "deterministic"), []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        argv = [*FLAGS, "--device", device]
-        processes.append(Process(tmp_path / name, argv, hook, environment=CUBLAS))
+        argv = [*FLAGS, "--deterministic", "--device", device]
+        processes.append(Process(tmp_path / name, argv))
     assert [process.end().code for process in processes] == [0, 0]
     assert {result(tmp_path / name) for name in ("first", "second")} == {alone}
 
 
-@contextmanager
-def no_synchronization(device: str):
-    """Within it, an operation that waits for the GPU fails. tests/test_synchronization.py counts
-    them without a GPU."""
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
+def synchronizations(train_for: Loop, steps: int) -> int:
+    """How often CUDA says that so many steps waited for it; tests/test_synchronization.py counts
+    without a GPU."""
+    cuda = torch.cuda.is_available()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train_for(steps)
+        finally:
+            if cuda:
+                torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def test_steps_do_not_wait_for_the_device(device):
+@pytest.mark.parametrize("stream", [False, True])
+def test_ten_more_steps_wait_no_more(device, stream):
     task = Task("mnist", "fp32", torch.device(device), tiny=True)
-    train_for = loop(task, task.images(64))
+    images = task.images(64)
+    train_for = loop(task, streamed(images.to(CPU)).to(images.images.device) if stream else images)
     train_for(2)
-    with no_synchronization(device):
-        train_for(3)
-    if device == "cuda":
-        with no_synchronization(device), pytest.raises(RuntimeError):  # control
-            torch.ones(1, device=device).item()
+    few = synchronizations(train_for, 3)
+    assert synchronizations(train_for, 13) == few
+    reading = synchronizations(lambda _: torch.ones(1, device=device).item(), 1)
+    assert (reading > 0) == (device == "cuda")  # control

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 from pretend_mps import CPU, MPS, pretend_device
 from sabotage import steps_take
 from test_distributed import SHORT, curve
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 import training.clock
@@ -130,6 +131,47 @@ def test_what_waits_is_seen():
         ):  # fmt: skip
             go_on()
         assert len(seen.crossings) == before
+
+
+class Operations(TorchDispatchMode):
+    """Within it ``names`` lists the operations: on a GPU each is a launch, or one for a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def operations(blocks: int, **changes) -> dict[str, int]:
+    """How many the parts of a step behind the backward pass take; blocks: per level."""
+    config = TINY.override(blocks_per_level=blocks, **changes)
+    state, found = TrainState.create(config, 80, CPU, Ranks(), None), {}
+    for state.step in (1, 2):
+        x_0, y = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+        own, state.optimizers = state.optimizers, []
+        train.train_step(state, x_0, y)
+        state.optimizers = own
+        parts = {type(o).__name__: o.step for o in own}
+        parts["EMA"] = lambda: state.ema.update_parameters(state.model)
+        for name, part in parts.items():
+            with Operations() as seen:
+                part()
+            found[name] = len(seen.names)
+        for optimizer in own:
+            optimizer.zero_grad()
+    return found
+
+
+def test_more_weights_take_no_more_launches():
+    """Of AdamW and the EMA. Muon has a product or two for each matrix: the control."""
+    for optimizer in ("adamw", "muon"):
+        few, more = (operations(blocks, optimizer=optimizer) for blocks in (1, 3))
+        assert few["EMA"] == more["EMA"] < 10
+        assert few["AdamW"] == more["AdamW"] < 10
+    assert few["Muon"] < more["Muon"]
 
 
 class Counting(Ranks):
