@@ -248,6 +248,9 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = option(
         "auto", "torch.compile; auto: on CUDA, for runs long enough to amortize it"
     )
+    deterministic: bool = option(
+        False, "kernels that give the same bits every time, as exact resume on CUDA needs; slower"
+    )
     eval_every: int = option(
         0, "steps between validations; auto: so that they cost at most 3 %", 0, spelling=AUTO
     )

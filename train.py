@@ -62,7 +62,7 @@ def launch(args: Args) -> int:
     if args.prove_resume:
         return verify_resume(args)
     device = pick_device(args.device)
-    tune(device)
+    tune(device, args.config.train.deterministic)
     with joined(device) as ranks:
         return train(args, device, ranks)
 
@@ -307,7 +307,7 @@ def backward(
         parts = (part.new_ones(1, *part.shape[1:]) for part in (x_0, y, t, weight, noise))
         x_0, y, t, weight, noise = parts
         weight = 0 * weight
-    with autocast(state.device, state.config.train.precision):
+    with autocast(state.device, state.config.train.precision), state.compilation():
         losses = state.diffusion.losses(lambda x, t: state.network(x, t, y), x_0, t, noise)
     per_rank = state.epochs.global_batch(state.step) / state.ranks.world
     loss = (weight * losses).sum() / per_rank

@@ -45,26 +45,42 @@ Loop = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A preset in a number format on a device, with random images of MNIST's size in memory."""
+    """A preset in a number format on a device, with random images of its usual size in memory.
+
+    compile: a mode of torch.compile; "": none. batch_size 0: the preset's. tiny: the preset's
+    levels at eight channels, to see that a benchmark works.
+    """
 
     preset: str
     precision: str
     device: torch.device
     checkpoint_activations: bool = False
-    image_channels: int = 1
-    image_size: int = 0  # 0: 32 for the original, else 28
+    image_channels: int = 0  # 0: 3 for cifar10, else 1
+    image_size: int = 0  # 0: 28 for mnist, else 32
+    compile: str = ""
+    batch_size: int = 0
+    tiny: bool = False
 
     @property
     def config(self) -> Config:
-        original = self.preset == "original"
-        return PRESETS[self.preset].override(
+        preset = PRESETS[self.preset]
+        smaller = {"base_channels": 8, "emb_channels": 16, "batch_size": 4} if self.tiny else {}
+        size = {"batch_size": self.batch_size} if self.batch_size else {}
+        return preset.override(
             precision=self.precision,
-            image_channels=self.image_channels,
-            image_size=(self.image_size or (32 if original else 28),) * 2,
-            num_classes=0 if original else 10,
+            image_channels=self.image_channels or (3 if self.preset == "cifar10" else 1),
+            image_size=(self.image_size or (28 if self.preset == "mnist" else 32),) * 2,
+            num_classes=0 if self.preset == "original" else 10,
             checkpoint_activations=self.checkpoint_activations,
+            compile="off",  # by ``compiled``, in the mode that is asked for
             save_minutes=1e6,
+            **smaller | size,
         )
+
+    def compiled(self, network: nn.Module) -> None:
+        """Compile it, in place, where that is asked for."""
+        if self.compile:
+            network.compile(dynamic=False, mode=self.compile)
 
     def images(self, count: int) -> TensorSet:
         """Random ones."""
@@ -80,7 +96,9 @@ class Task:
 def start(task: Task) -> TrainState:
     """The preset at step 0."""
     config = task.config.override(epochs=0, max_steps=STEPS)
-    return TrainState.create(config, 60_000, task.device, Ranks(), None)
+    state = TrainState.create(config, 60_000, task.device, Ranks(), None)
+    task.compiled(state.model)
+    return state
 
 
 def ours(task: Task) -> Loop:
@@ -155,6 +173,7 @@ def plain(task: Task) -> Loop:
     diffusion = diffusion.to(task.device)
     model = model.to(task.device, memory_format=torch.contiguous_format)
     model.stem.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    task.compiled(model)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-4, foreach=False)
     ema = deepcopy(model)
     batches = batches_of(task)
@@ -183,7 +202,8 @@ def plain(task: Task) -> Loop:
 
 def diffusers(task: Task) -> Loop:
     """As examples/unconditional_image_generation/train_unconditional.py with --use_ema."""
-    model = unet_of_diffusers(task.preset).to(task.device)
+    model = unet_of_diffusers(task.config).to(task.device)
+    task.compiled(model)
     scheduler = DDPMScheduler(1000)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     rate = get_cosine_schedule_with_warmup(optimizer, 500, STEPS)
@@ -211,32 +231,26 @@ def diffusers(task: Task) -> Loop:
     return run
 
 
-def unet_of_diffusers(preset: str) -> UNet2DModel:
-    """Widths, blocks, levels and attention of the preset; 57.9 M parameters for the original."""
-    if preset == "original":
-        return UNet2DModel(
-            sample_size=32,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=2,
-            block_out_channels=(64, 128, 256, 512),
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            attention_head_dim=64,
-            norm_num_groups=8,
-            dropout=0.1,
-        )
+def unet_of_diffusers(config: Config) -> UNet2DModel:
+    """Widths, blocks, levels and attention of the network; 57.9 M parameters for the original."""
+    m, levels = config.model, len(config.model.channel_multipliers)
+    widths = [m.base_channels * multiple for multiple in m.channel_multipliers]
+    attends = [level in m.attention_levels for level in range(levels)]
+    down = ["AttnDownBlock2D" if own else "DownBlock2D" for own in attends]
+    up = ["AttnUpBlock2D" if own else "UpBlock2D" for own in reversed(attends)]
+    channels = config.image_shape[0] * m.patch_size**2
     return UNet2DModel(
-        sample_size=14,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=16,
+        sample_size=config.image_shape[1] // m.patch_size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=m.blocks_per_level,
+        block_out_channels=widths,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=widths[max(m.attention_levels)] // m.heads,
         norm_num_groups=8,
-        num_class_embeds=11,
+        dropout=m.dropout,
+        num_class_embeds=m.num_classes + 1 if m.num_classes else None,
     )
 
 

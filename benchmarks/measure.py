@@ -78,13 +78,23 @@ def flops_by_operator(action: Callable[[], object]) -> dict[str, int]:
     return {str(operator): count for operator, count in counts.items()}
 
 
-def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+SMALL = (256, 2)
+
+
+def peak_size(device: torch.device) -> tuple[int, int]:
+    """Rows of the matrices and images of the convolution of ``peaks``: a GPU needs larger ones."""
+    return (8192, 1024) if device.type == "cuda" else (2048, 64)
+
+
+def peaks(
+    device: torch.device, dtype: torch.dtype, size: tuple[int, int] | None = None
+) -> dict[str, float]:
     """The best FLOP/s of a large matrix product, and of a large convolution with its gradient."""
-    n = 2048
+    n, images = size or peak_size(device)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     conv = nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype)
     conv = conv.to(memory_format=torch.channels_last)
-    x = torch.randn(64, 256, 16, 16, device=device, dtype=dtype, requires_grad=True)
+    x = torch.randn(images, 256, 16, 16, device=device, dtype=dtype, requires_grad=True)
     x = x.to(memory_format=torch.channels_last)
     actions = {"matmul": lambda: a @ b, "convolution": lambda: conv(x).sum().backward()}
     work = {name: flops(action) for name, action in actions.items()}
@@ -159,7 +169,7 @@ def output(command: list[str], where: Path = ROOT) -> str:
     return result.stdout
 
 
-def start_up(device: str, data: list[str]) -> dict[str, dict[str, float]]:
+def start_up(device: str, train_flags: list[str], repeats: int = 3) -> dict[str, dict[str, float]]:
     """Seconds from typing to the first finished step; what of it is the import of torch."""
     wait = "train.torch.cuda.synchronize()" if device.startswith("cuda") else "pass"
     first_step = (
@@ -174,10 +184,12 @@ def start_up(device: str, data: list[str]) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         actions = {
-            "first step": lambda: output([sys.executable, "-c", first_step, *flags, *data], where),
+            "first step": lambda: output(
+                [sys.executable, "-c", first_step, *flags, *train_flags], where
+            ),
             "import torch": lambda: output([sys.executable, "-c", "import torch"]),
         }
-        times = interleaved(actions, 3, torch.device("cpu"))
+        times = interleaved(actions, repeats, torch.device("cpu"))
     return {name: spread(values) for name, values in times.items()}
 
 

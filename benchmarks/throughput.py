@@ -66,22 +66,22 @@ def main() -> None:
 def network(preset: str, loop: str) -> dict[str, int]:
     """Parameters, and FLOPs of one image forwards."""
     config = Task(preset, "fp32", torch.device("cpu")).config
-    model, x = NETWORKS[loop](preset, config)
+    model, x = NETWORKS[loop](config)
     t, y = torch.ones(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
         work = measure.flops(lambda: model(x, t, y if config.model.num_classes else None))
     return {"parameters": sum(p.numel() for p in model.parameters()), "flops": work}
 
 
-def our_network(_: str, config: Config) -> tuple[nn.Module, Tensor]:
+def our_network(config: Config) -> tuple[nn.Module, Tensor]:
     """And an image for it."""
     return build(config)[0], torch.zeros(1, *config.image_shape)
 
 
-def their_network(preset: str, config: Config) -> tuple[nn.Module, Tensor]:
+def their_network(config: Config) -> tuple[nn.Module, Tensor]:
     """Which is given the image already in patches."""
-    x = F.pixel_unshuffle(our_network(preset, config)[1], config.model.patch_size)
-    return unet_of_diffusers(preset), x
+    x = F.pixel_unshuffle(our_network(config)[1], config.model.patch_size)
+    return unet_of_diffusers(config), x
 
 
 NETWORKS = {"ours": our_network, "diffusers": their_network}

@@ -167,8 +167,9 @@ class StreamSet:
             slot.copy_(image)
             rows.append(j)
         labels = self.labels[torch.tensor(rows, dtype=torch.int64)]
-        images = images.to(self.device, non_blocking=True)
-        return normalize(images), labels.to(self.device, non_blocking=True)
+        labels = labels.pin_memory() if pin else labels
+        images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
+        return normalize(images), labels
 
 
 ImageSet = TensorSet | StreamSet

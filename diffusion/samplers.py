@@ -5,7 +5,8 @@ All have one signature. ``model(x, t)`` is the denoising network; ``x`` starts a
 last; ``randn()`` returns standard normal noise of the batch's shape, so that the caller decides
 what the noise of an image depends on; ``x0_error`` is the network's mean squared error of x_0 by t,
 which the optimal variance needs (likelihood.x0_errors). Keyword-only arguments are options of this
-sampler. The last state is the clean image, and no noise is added to it.
+sampler. The last state is the clean image, and no noise is added to it. ``at(model, t)`` is the
+network at this t: with guidance, or without outside of its interval.
 To add a sampler, write one function here, enter it in SAMPLERS and in config.SampleConfig.
 """
 
@@ -40,7 +41,7 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """Ancestral sampling: Algorithm 2 of Ho et al. (2020), sigma^2 by a name in VARIANCES."""
     for t, s in pairwise(grid):
-        found = diffusion.estimate(model, x, t, clip)
+        found = diffusion.estimate(at(model, t), x, t, clip)
         x, _ = diffusion.posterior(found.x_0, x, t, s)
         if s > 0:
             sigma2 = VARIANCES[variance](diffusion, t, s, x0_error, found.v)
@@ -95,7 +96,7 @@ def ddim(
     """Eqs. 12 and 16 of Song et al. (2021); eta = 0 is deterministic, 1 is ``ddpm``."""
     del x0_error
     for t, s in pairwise(grid):
-        x_0 = diffusion.denoise(model, x, t, clip)
+        x_0 = diffusion.denoise(at(model, t), x, t, clip)
         noise = diffusion.predict_noise(x_0, x, t)
         alpha_bar = diffusion.alpha_bar[s]
         sigma2 = eta**2 * diffusion.posterior_variance(t, s)
@@ -124,7 +125,7 @@ def dpmpp(
     del randn, x0_error
     x_0_before, h_before = None, None
     for t, s in pairwise(grid):
-        x_0 = diffusion.denoise(model, x, t, clip)
+        x_0 = diffusion.denoise(at(model, t), x, t, clip)
         if s == 0:
             yield x_0
             return
@@ -220,21 +221,44 @@ def guided(
     """
     if labels is None or scale == 1:
         return lambda x, t: model(x, t, labels)
+    return Guided(model, labels, null_label, scale, times)
 
-    both = torch.cat([torch.full_like(labels, null_label), labels])
 
-    def guide(x: Tensor, t: Tensor) -> Tensor:
-        inside = (times[0] <= t) & (t <= times[1])
-        if not inside.any():
-            return model(x, t, labels)
-        uncond, cond = model(x.repeat(2, 1, 1, 1), t.repeat(2), both).to(x.dtype).chunk(2)
-        channels = x.shape[1]
-        means = torch.lerp(
-            uncond[:, :channels], cond[:, :channels], expand(torch.where(inside, scale, 1.0), x)
-        )
+@dataclass(frozen=True)
+class Guided:
+    """What ``guided`` returns, a Model; ``at`` spares samplers from reading t from the device."""
+
+    model: LabeledModel
+    labels: Tensor
+    null_label: int
+    scale: float
+    times: tuple[float, float]
+
+    def at(self, t: int) -> Model:
+        """The network to evaluate at this t for all images: with guidance or without."""
+        if self.times[0] <= t <= self.times[1]:
+            return self.both
+        return lambda x, t: self.model(x, t, self.labels)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """At any t (B,): whether guidance applies to some image is read from the device."""
+        inside = (self.times[0] <= t) & (t <= self.times[1])
+        return self.both(x, t) if inside.any() else self.model(x, t, self.labels)
+
+    def both(self, x: Tensor, t: Tensor) -> Tensor:
+        """The conditional and the unconditional network, in one batch."""
+        inside = (self.times[0] <= t) & (t <= self.times[1])
+        labels = torch.cat([torch.full_like(self.labels, self.null_label), self.labels])
+        outputs = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), labels).to(x.dtype)
+        (uncond, cond), channels = outputs.chunk(2), x.shape[1]
+        scale = expand(torch.where(inside, self.scale, 1.0), x)
+        means = torch.lerp(uncond[:, :channels], cond[:, :channels], scale)
         return torch.cat([means, cond[:, channels:]], dim=1)
 
-    return guide
+
+def at(model: Model, t: int) -> Model:
+    """The network to evaluate at t: whether it is guided is decided here, on the host."""
+    return model.at(t) if isinstance(model, Guided) else model
 
 
 def last(states: Iterable[Tensor]) -> Tensor:

@@ -1,8 +1,10 @@
 """A device "mps" where there is none: tensors that say they are on it, and compute on the CPU.
 
-What Apple's GPUs do not allow is listed: float64, and tensors of two devices in one operation.
+What Apple's GPUs do not allow is listed: float64, and tensors of two devices in one operation. So
+are the crossings, at which a program waits for the device, of whatever kind it is.
 """
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,10 @@ CROSSES = {"copy_", "__setitem__", "to", "_fused_adamw_", "__set__"}  # from dev
 THERE = WeakIdKeyDictionary()  # the tensors on the device; an attribute would be saved with them
 NESTED = tuple | list | dict
 TO_PYTHON = {"numpy", "__array__"}
+# What is only known once the device has finished: its result is a number, or has its shape by it.
+READS = TO_PYTHON | {"item", "tolist", "cpu", "nonzero", "argwhere", "masked_select", "unique"}
+READS |= {"__bool__", "__int__", "__float__", "__index__", "equal", "allclose", "bincount"}
+SENDS = {"tensor", "as_tensor", "from_numpy"}
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -45,11 +51,15 @@ def place(tensor: Tensor, there: bool) -> None:
 
 
 class PretendMPS(TorchFunctionMode):
-    """Within it ``violations`` lists what a real one refuses, by the line of the program."""
+    """Within it ``violations`` lists what a real one refuses, by the line of the program.
+
+    And ``crossings`` what waits for the device: what is read from it, and copies that block.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.violations: list[str] = []
+        self.crossings: list[str] = []
 
     def __torch_function__(self, func, _types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.__name__
@@ -64,6 +74,9 @@ class PretendMPS(TorchFunctionMode):
         own = tensors((args, kwargs))
         self.check_devices(name, own)
         target = self.target(name, args, kwargs, own)
+        by_torch = str(ROOT) not in sys._getframe(1).f_code.co_filename
+        if waits(name, args, kwargs, own, target) and not (by_torch and name == "to"):
+            self.crossings.append(located(name))  # torch groups tensors by their real device
         result = func(*real(args), **real(kwargs))
         if name in ("to", "cpu") and target != on_mps(args[0]):
             result = result.clone()  # so that the original keeps its device
@@ -98,10 +111,29 @@ class PretendMPS(TorchFunctionMode):
             self.note(f"{name} of {[(list(t.shape), on_mps(t)) for t in own]}")
 
     def note(self, what: str) -> None:
-        """With the line of the program that did it."""
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
-        own = [f for f in frames if Path(f.filename).parent != ROOT / "tests"] or frames[:1]
-        self.violations.append(f"{Path(own[-1].filename).name}:{own[-1].lineno}: {what}")
+        self.violations.append(located(what))
+
+
+def waits(name: str, args: tuple, kwargs: dict, own: list[Tensor], target: bool) -> bool:
+    """Whether the program goes on only when the device has finished, or has its copy."""
+    if name in READS:
+        return any(map(on_mps, own))
+    if name in SENDS:
+        return target
+    if name == "to" and on_mps(args[0]) != target:
+        return on_mps(args[0]) or not kwargs.get("non_blocking")
+    if name == "copy_" and on_mps(args[0]) != on_mps(args[1]):
+        return not kwargs.get("non_blocking")
+    if name in ("__getitem__", "__setitem__"):  # a mask: how many it chooses
+        return any(on_mps(t) and t.dtype == torch.bool for t in tensors(args[1:2]))
+    return name == "where" and len(args) == 1 and on_mps(args[0])
+
+
+def located(what: str) -> str:
+    """With the line of the program that did it."""
+    frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
+    own = [f for f in frames if Path(f.filename).parent != ROOT / "tests"] or frames[:1]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {what}"
 
 
 def is_device(value: Any) -> bool:
@@ -118,9 +150,16 @@ def real(arguments: tuple | dict[str, Any]) -> Any:
 @contextmanager
 def pretend_mps() -> Iterator[list[str]]:
     """A machine that has one; the violations."""
+    with pretend_device() as mode:
+        yield mode.violations
+
+
+@contextmanager
+def pretend_device() -> Iterator[PretendMPS]:
+    """The same; violations and crossings."""
     generator = utils.seeding.Generator
     with pytest.MonkeyPatch.context() as patch, PretendMPS() as mode:
         patch.setattr(torch.mps, "device_count", lambda: 1)
         patch.setattr(torch.mps, "synchronize", lambda: None)
         patch.setattr(utils.seeding, "Generator", lambda _device: generator())
-        yield mode.violations
+        yield mode

@@ -1,5 +1,7 @@
 """What makes a step smaller or faster and must not change its numbers, or only their rounding."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from faults import result
@@ -76,6 +78,30 @@ def test_a_compiled_network_trains_to_the_same_bits(few_digits, monkeypatch):
     assert digests[0] == digests[1]
 
 
+def compiled_sizes() -> set[int]:
+    """The batch sizes that the network is compiled for, in epochs of 20, 20 and 10 images."""
+    sizes = set()
+
+    def backend(graph, inputs):
+        sizes.update(len(x) for x in inputs if x.shape[1:] == (1, 28, 28))
+        return graph
+
+    torch._dynamo.reset()
+    state = TrainState.create(SMOKE.override(min_epoch_images=1), 50, CPU, Ranks(), None)
+    state.model.compile(dynamic=False, backend=backend)
+    for state.step in range(1, 7):
+        size = state.epochs.global_batch(state.step)
+        train.train_step(state, torch.zeros(size, 1, 28, 28), torch.zeros(size, dtype=torch.long))
+    torch._dynamo.reset()
+    return sizes
+
+
+def test_a_network_is_compiled_for_whole_batches_alone(monkeypatch):
+    assert compiled_sizes() == {20}
+    monkeypatch.setattr(TrainState, "compilation", lambda _: nullcontext())
+    assert compiled_sizes() == {10, 20}  # control
+
+
 def test_checkpointed_activations_save_memory():
     def saved_bytes(again: bool) -> int:
         """What the forward pass keeps for the backward pass."""
@@ -115,3 +141,30 @@ def test_compiling_is_for_long_runs_on_cuda():
     assert not compiles(TrainConfig(max_minutes=3), cuda, None)
     assert compiles(TrainConfig(compile="on"), cpu, short)
     assert not compiles(TrainConfig(compile="off"), cuda, long)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_compiled_network_of_every_preset_has_the_losses_of_the_eager_one(preset):
+    """By the real compiler, at tiny width, also where an epoch ends with a smaller batch."""
+    sized = {"image_channels": 3 if preset == "cifar10" else 1, "image_size": (28, 28)}
+    sized |= {"image_size": (32, 32)} if preset in ("original", "cifar10") else {}
+    sized |= {} if preset == "original" else {"num_classes": 10}
+    config = PRESETS[preset].override(
+        **sized, base_channels=8, emb_channels=16, batch_size=4, dropout=0.0, precision="fp32",
+        min_epoch_images=1, warmup_steps=2,
+    )  # fmt: skip
+    curves = []
+    for changes in ({"compile": "on"}, {"compile": "off"}, {"compile": "off", "seed": 1}):
+        torch._dynamo.reset()
+        state = TrainState.create(config.override(**changes), 10, CPU, Ranks(), None)
+        random = torch.Generator().manual_seed(0)
+        losses = []
+        for state.step in range(1, 8):
+            size = state.epochs.global_batch(state.step)
+            x_0 = torch.rand(size, *config.image_shape, generator=random) * 2 - 1
+            y = torch.arange(size) % 10
+            losses.append(train.train_step(state, x_0, y).loss)
+        curves.append(torch.stack(losses))
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=0)
+    assert (curves[2] / curves[1] - 1).abs().max() > 1e-3  # control

@@ -12,6 +12,7 @@ from training.pace import Pace, agree
 from training.plan import Validations
 from training.state import TrainState
 from utils.devices import synchronize
+from utils.distributed import Ranks
 from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
@@ -21,6 +22,7 @@ PATIENCE = 1 / 4  # of --max-minutes, after which it is planned from an uncertai
 PARTS = 8  # of the plan and of --max-minutes: after each the speed is measured again
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end
 LOG_SECONDS = 2.0  # at most, between readings of the losses
+AGREE_SECONDS = 0.1  # between agreements of several ranks, each of which waits for the slowest
 
 
 class Due(NamedTuple):
@@ -31,6 +33,9 @@ class Due(NamedTuple):
     plan: bool  # the schedule of --max-minutes is to be fitted to it
     save: bool
     log: bool
+
+
+NOTHING = Due(*[False] * len(Due._fields))
 
 
 class Clock:
@@ -47,18 +52,34 @@ class Clock:
         self.steps, self.plans, self.pace = 0, 0, Pace()
         self.step_seconds: float | None = None
         self.before = 0.0  # seconds of the run before this process
+        self.agree_at = 0  # the step after which the ranks agree next
 
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
-        """Rank 0 decides what depends on the time; a signal may reach any rank."""
+        """Rank 0 decides what depends on the time; a signal may reach any rank.
+
+        Several ranks agree after each step until the throughput is known, then every AGREE_SECONDS.
+        In between nothing is due.
+        """
         c, ranks = state.config.train, state.ranks
         state.seconds = self.seconds
+        if state.step < self.agree_at:
+            return NOTHING
         known = self.step_seconds
         measured = ranks.first and self.measure(state)
         plan = measured and self.plan_is_off(state)
         speed = plan or (measured and known is None)
         save = ranks.first and self.clock() - self.saved > 60 * c.save_minutes
         log = ranks.first and self.clock() - self.lapped > LOG_SECONDS
-        return Due(*map(bool, ranks.highest(stop.number, speed, plan, save, log)))
+        pause = self.steps_between(ranks) if ranks.first else 0
+        *due, pause = ranks.highest(stop.number, speed, plan, save, log, pause)
+        self.agree_at = state.step + pause
+        return Due(*map(bool, due))
+
+    def steps_between(self, ranks: Ranks) -> int:
+        """The steps from one agreement to the next; one process agrees with itself at no cost."""
+        if ranks.world == 1 or self.step_seconds is None:
+            return 1
+        return max(1, int(AGREE_SECONDS / self.step_seconds))
 
     def measure(self, state: TrainState) -> bool:
         """Whether ``step_seconds`` was measured anew at this step.

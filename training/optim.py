@@ -44,8 +44,8 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalize([g.flatten(1) for g in ahead])
             if self.found_inf is not None:
                 torch._foreach_mul_(updates, 1 - self.found_inf)
-            for p, update in zip(params, updates, strict=True):
-                p.sub_(update.view_as(p), alpha=group["lr"])
+            shaped = [update.view_as(p) for p, update in zip(params, updates, strict=True)]
+            torch._foreach_sub_(params, shaped, alpha=group["lr"])
 
     def buffer(self, p: nn.Parameter) -> Tensor:
         """The running mean of the gradient."""

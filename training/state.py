@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -152,6 +153,14 @@ class TrainState:
     def device(self) -> torch.device:
         return self.diffusion.device
 
+    def compilation(self) -> AbstractContextManager:
+        """Within it a compiled network runs as such, but for the smaller last batch of an epoch.
+
+        For another size it would be compiled anew, which takes as long as thousands of steps.
+        """
+        full = self.epochs.global_batch(self.step) == self.config.train.batch_size
+        return nullcontext() if full else torch.compiler.set_stance("force_eager")
+
     @property
     def finished(self) -> bool:
         limit = self.epochs.limit(self.config.train)
@@ -195,7 +204,7 @@ class TrainState:
         batches = train_set.batches(order, c.batch_size, (self.ranks.rank, self.ranks.world))
         if not c.flip:
             return batches
-        flips = self.epochs.flips(c.seed, epoch)[left].split(c.batch_size)
+        flips = self.epochs.flips(c.seed, epoch)[left].to(self.device).split(c.batch_size)
         return flipped(batches, map(self.ranks.share, flips))
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,7 +261,7 @@ def flipped(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, with those images (B, C, H, W) mirrored left to right whose flip (B,) is set."""
     for (x_0, y), flip in zip(batches, flips, strict=True):
-        yield torch.where(flip.to(x_0.device).view(-1, 1, 1, 1), x_0.flip(-1), x_0), y
+        yield torch.where(flip.view(-1, 1, 1, 1), x_0.flip(-1), x_0), y
 
 
 def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:

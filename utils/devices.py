@@ -90,11 +90,18 @@ def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
-def tune(device: torch.device) -> None:
-    """CUDA: TF32 and cuDNN autotuning. CPU: freed memory is kept; see keep_freed_memory."""
+def tune(device: torch.device, deterministic: bool = False) -> None:
+    """CUDA: TF32 and cuDNN autotuning. CPU: freed memory is kept; see keep_freed_memory.
+
+    deterministic: kernels that give the same bits every time, in the whole process; cuDNN does not
+    choose by timing then.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not deterministic
     else:
         keep_freed_memory()
 

@@ -42,11 +42,16 @@ def image_noise(
     """Source of standard normal noise (B, C, H, W) in which image i has its own stream.
 
     Stream i depends on (seed, purpose, i) alone, not on the batch. It is generated on the CPU, so
-    that it is the same on every device.
+    that it is the same on every device; the device is not waited for, so that it computes a step
+    while the noise of the next one is drawn.
     """
     streams = [generator("cpu", seed, purpose, i) for i in indices]
+    pinned = torch.device(device).type == "cuda"  # else a copy waits until the GPU has finished
 
     def randn() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
+        noise = torch.empty(len(streams), *shape, pin_memory=pinned)
+        for own, stream in zip(noise, streams, strict=True):
+            torch.randn(shape, generator=stream, out=own)
+        return noise.to(device, non_blocking=True)
 
     return randn
