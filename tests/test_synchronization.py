@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 import training.clock
-from benchmarks.baselines import silent_logger
 from config import PRESETS
 from data.image_set import StreamSet, TensorSet
 from diffusion import SAMPLERS, DiffusionModel, Sampler, generate
@@ -29,6 +28,7 @@ from training.state import TrainState, build
 from utils.distributed import Ranks
 from utils.process import StopSignal
 
+baselines = pytest.importorskip("benchmarks.baselines", exc_type=ImportError)  # diffusers
 TINY = PRESETS["mnist"].override(
     **{"image_channels": 1, "image_size": (28, 28), "num_classes": 10, "precision": "fp32"},
     **{"base_channels": 8, "emb_channels": 16, "timesteps": 50, "dropout": 0.1},
@@ -61,7 +61,10 @@ def crossings(steps: int, stream: bool = False, **changes) -> list[str]:
     images = TensorSet("", "", DIGITS, *(part[:80] for part in DRAWN[True]))
     with pretend_device() as seen:
         state = TrainState.create(TINY.override(**changes), 4 * steps, MPS, Ranks(), None)
-        clock, logger = Clock(MPS, lambda: 0.0), silent_logger(state)  # time stands: no logging
+        clock, logger = (
+            Clock(MPS, lambda: 0.0),
+            baselines.silent_logger(state),
+        )  # time stands: no logging
         images = (streamed(images) if stream else images).to(MPS)
         seen.crossings.clear()
         train.train_epoch(state, images, logger, clock, StopSignal())
