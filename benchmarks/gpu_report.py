@@ -144,7 +144,9 @@ def rest(found: Results) -> list[str]:
     for name in ("good-mnist", "good-original"):
         if name in found:
             r = found[name]
-            lines.append(f"* {name}: {r['step']:,} steps in {r['seconds']:.0f} s: {r['scores']}")
+            scores = next(iter(r["scores"].values())).items()  # of the samples; then real images
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in scores)
+            lines.append(f"* {name}: {r['step']:,} steps in {r['seconds']:.0f} s; {shown}")
     for name, r in found.items():
         if name.startswith("good-rate"):
             loss = r["best"]["loss"] if r["best"] else float("nan")

@@ -112,7 +112,7 @@ def run_all(args: Args) -> list[str]:
     todo = [name for name in chosen(args.only) if not done(args, name)]
     for at, name in enumerate(todo):
         own, rest = pace.seconds([name]), pace.seconds(todo[at:])
-        say(f"[{at + 1}/{len(todo)}] {name}: about {own:.0f} s of {rest / 60:.0f} min in all")
+        say(f"[{at + 1}/{len(todo)}] {name}: about {own:.0f} s; with the rest {rest / 60:.0f} min")
         remaining = ends - time.monotonic()
         if own > remaining:
             say(f"  does not fit into the {remaining:.0f} s that are left")

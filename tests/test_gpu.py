@@ -5,6 +5,7 @@ what is meant for the GPU has run at least there.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,10 +15,10 @@ from faults import NETWORK, Process, folder, result, run
 from test_distributed import curve
 from test_synchronization import CPU, streamed
 
-from benchmarks.baselines import Loop, Task, loop
 from sample import load
 from utils.seeding import image_noise
 
+baselines = pytest.importorskip("benchmarks.baselines", exc_type=ImportError)  # diffusers
 GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -155,7 +156,7 @@ def test_two_processes_share_a_device(device, tmp_path):
     assert {result(tmp_path / name) for name in ("first", "second")} == {alone}
 
 
-def synchronizations(train_for: Loop, steps: int) -> int:
+def synchronizations(train_for: Callable[[int], None], steps: int) -> int:
     """How often CUDA says that so many steps waited for it; tests/test_synchronization.py counts
     without a GPU."""
     cuda = torch.cuda.is_available()
@@ -173,9 +174,11 @@ def synchronizations(train_for: Loop, steps: int) -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_ten_more_steps_wait_no_more(device, stream):
-    task = Task("mnist", "fp32", torch.device(device), tiny=True)
+    task = baselines.Task("mnist", "fp32", torch.device(device), tiny=True)
     images = task.images(64)
-    train_for = loop(task, streamed(images.to(CPU)).to(images.images.device) if stream else images)
+    train_for = baselines.loop(
+        task, streamed(images.to(CPU)).to(images.images.device) if stream else images
+    )
     train_for(2)
     few = synchronizations(train_for, 3)
     assert synchronizations(train_for, 13) == few
