@@ -8,7 +8,9 @@ python train.py --resume auto           # continue the last run
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 if __name__ == "__main__":  # before the imports that take seconds
@@ -47,7 +49,7 @@ from utils.runs import Run, environment, last_good, open_run, upcoming
 from utils.seeding import generator, mix
 
 SPARE_MEMORY = "lower --batch-size, raise --grad-accum, or add --checkpoint-activations"
-FORECAST_SECONDS = 2.0  # that --dry-run times steps for
+FORECAST_SECONDS, WARM_SECONDS = 2.0, 5.0  # of steps that --dry-run times; of one that suffices
 LOG_EVERY = 50  # steps: reading a loss back synchronizes with the device
 
 
@@ -166,21 +168,17 @@ def show(
 
 def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> list[str]:
     """--dry-run: minutes, memory, disk and folder of the run, from a few timed steps of it."""
-    clock, timed, ranks = Clock(state.device), 0, state.ranks
-    began, train_set = clock.now(), sets[0].to(state.device)
+    clock, ranks, train_set, times = Clock(state.device), state.ranks, sets[0].to(state.device), []
     with Progress("timing a few steps", None, "steps", silent=ranks.silent) as progress:
-        while any(
-            ranks.highest(ranks.first and (timed < 2 or clock.now() - began < FORECAST_SECONDS))
-        ):
+        while any(ranks.highest(ranks.first and not enough(times))):
+            began = clock.now()
             for x_0, y in state.batches(train_set, most=1):
                 state.step += 1
                 train_step(state, x_0, y)
-            timed += 1
+            times.append(clock.now() - began)
             progress.update()
-            if timed == 1:  # the first one also warms up
-                began = clock.now()
-    clock.step_seconds = (clock.now() - began) / (timed - 1)
-    state.step -= timed
+    clock.step_seconds = fmean(times[1:] or times)  # the first one also warms up
+    state.step -= len(times)
     clock.start(state)
     if state.schedule is None:
         state.schedule = clock.fit_schedule(state)
@@ -192,6 +190,13 @@ def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> 
         seconds_to_prepare(sets, args.run_root / CLASSIFIERS, state.device) if scored else None
     )
     return forecast_lines(state, clock.step_seconds, extractor, upcoming(args.run_root, path))
+
+
+def enough(times: Sequence[float]) -> bool:
+    """Whether these seconds of steps tell what a step takes; one so long that it warms up does."""
+    return len(times) > 0 and (
+        times[0] > WARM_SECONDS or (len(times) > 1 and sum(times[1:]) >= FORECAST_SECONDS)
+    )
 
 
 def make_scorer(

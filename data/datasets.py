@@ -194,12 +194,15 @@ def open_torchvision(name: str, root: Path, download: bool, **arguments: object)
 def holds_images(data_root: str) -> bool:
     """Whether these are someone's own images: such files, but no data set of torchvision.
 
-    A single file is not of torchvision, whatever it is.
+    A single file is not of torchvision, whatever it is; what cannot be looked at holds nothing.
     """
     root = Path(data_root)
-    if root.is_file():
-        return True
-    if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
+    try:
+        if root.is_file():
+            return True
+        if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
+            return False
+    except OSError:  # a name too long, a folder without rights: opening the data says so
         return False
     source = Folder(root)
     return any(may_hold(source, name) for name in source.walk())

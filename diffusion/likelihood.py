@@ -113,7 +113,8 @@ def bounds(
 
     def parts(nats: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2): bits per dimension of the saturated pixels, and the others."""
-        kinds = torch.stack([nats * saturated, nats * ~saturated], 1)
+        first = saturated.to(nats.device)
+        kinds = torch.stack([nats * first, nats * ~first], 1)
         return kinds.flatten(2).sum(2).cpu() / bits
 
     kl: dict[str, list[Tensor]] = {}
@@ -123,7 +124,7 @@ def bounds(
         squared = double(x_0 - found.x_0).square()
         for name in variances(diffusion):
             sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error, found.v)
-            term = parts(kl_terms(diffusion, sigma2, t, s, squared).to(x_0.device))
+            term = parts(kl_terms(diffusion, sigma2, t, s, squared))
             kl.setdefault(name, []).append(importance[:, None] * term)
     nlls = decoder_terms(model, images, fitted, steps, generator)
     prior, empty = parts(prior_term(diffusion, x_0)), torch.zeros(len(x_0), 0, 2)
