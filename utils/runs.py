@@ -151,10 +151,16 @@ def versions(root: Path) -> list[int]:
 
 
 def upcoming(root: Path, resumed: Path | None) -> Path:
-    """The logs of the run that comes next, which is not made: the resumed one's, or a new one's."""
+    """The logs of the run that comes next, which is not made: the resumed one's, or a new one's.
+
+    Raises RunError where the run root cannot be read.
+    """
     if resumed and is_in_run(resumed):
         return run_of(resumed).logs
-    return run_at(root, max(versions(root), default=-1) + 1).logs
+    try:
+        return run_at(root, max(versions(root), default=-1) + 1).logs
+    except OSError as e:
+        raise RunError(f"cannot make a run folder in {root}: {e.strerror}") from e
 
 
 def run_at(root: Path, number: int) -> Run:
