@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,21 @@ def first_step(photos: int, size: tuple[int, int]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal, of no meaning")
+    parser.add_argument("--part", choices=("images/s", "photos"), help="this one alone [both]")
     parser.add_argument("--out", type=Path, default=OWN)
     flags = parser.parse_args()
     if not hasattr(os, "wait4"):
         parser.error("it measures memory as Windows does not")
     device = torch.device("cpu")
-    speed = rates(device, *((2, 1) if flags.quick else (50, 3)))
-    start = first_step(*((4, (300, 400)) if flags.quick else (PHOTOS, PHOTO_SIZE)))
-    results = {"hardware": measure.hardware(device), "images/s": speed, "photos": start}
-    measure.write(flags.out / "streaming.json", results)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "images/s": lambda: rates(device, *((2, 1) if flags.quick else (50, 3))),
+        "photos": lambda: first_step(*((4, (300, 400)) if flags.quick else (PHOTOS, PHOTO_SIZE))),
+    }
+    path = flags.out / "streaming.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in [flags.part] if flags.part else parts:
+        results[name] = {"hardware": measure.hardware(device), **parts[name]()}
+        measure.write(path, results)
     print(json.dumps(results, indent=2))
 
 

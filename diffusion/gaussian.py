@@ -103,10 +103,10 @@ class GaussianDiffusion:
             setattr(self, name, table.to(real_dtype(device)).to(device))
         return self
 
-    def set_value_prior(self, log_prior: Tensor | None) -> None:
-        """How often each of the 256 values of a pixel occurs, (256,): see ``value_prior``."""
-        if log_prior is not None:
-            self.value_prior.copy_(log_prior)
+    @property
+    def stored_value_prior(self) -> Tensor | None:
+        """Of discrete pixels, what a checkpoint holds: log of how often each value occurs."""
+        return self.value_prior.cpu().double() if self.discrete_pixels else None
 
     def count_trained(self, t: int) -> int:
         """The number of timesteps first_timestep ... t: the most steps from x_t to x_0."""
@@ -346,9 +346,11 @@ def make_diffusion(
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """One value, or one per image (B,) as (B, 1, ..., 1), in the dtype of ``like``.
 
-    One value meets images of any device.
+    One value meets images of any device. One per pixel stays as it is.
     """
     values = values.to(like.dtype)
+    if values.ndim == like.ndim:
+        return values
     return values.to(like.device).view(-1, *[1] * (like.ndim - 1)) if values.ndim else values
 
 

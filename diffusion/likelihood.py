@@ -187,7 +187,7 @@ def kl_terms(
 
     From the squared error of x_0 of each pixel and p's sigma^2, (N,) or (N, C, H, W).
     """
-    sigma2 = double(sigma2) if sigma2.ndim > 1 else expand(sigma2, squared)
+    sigma2 = expand(double(sigma2), squared)
     ratio = expand(diffusion.posterior_variance(t, s), squared) / sigma2
     of_means = expand(diffusion.weight_of_x0(t, s) ** 2, squared) * squared / sigma2
     return (ratio - 1 - ratio.log() + of_means) / 2

@@ -41,7 +41,8 @@ def window(estimate: Tensor, sigma: Tensor, log_prior: Tensor, reach: int) -> tu
     around = torch.arange(-reach, reach + 1, device=estimate.device, dtype=estimate.dtype)
     index = nearest + around.view(-1, *[1] * estimate.ndim)
     values = index * BIN - 1
-    prior = log_prior.to(estimate.dtype)[index.clamp(0, 255).long()]
+    known = index.clamp(0, 255).nan_to_num().long()  # what is not finite stays so in the values
+    prior = log_prior.to(estimate.dtype)[known]
     log_weight = prior - ((values - estimate) / sigma).square() / 2
     return values, log_weight.masked_fill((index < 0) | (index > 255), -math.inf)
 

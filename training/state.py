@@ -1,7 +1,7 @@
 """The state of a training run, and how its steps map onto epochs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,7 +147,7 @@ class TrainState:
     def count_values(self, train_set: ImageSet) -> None:
         """Tell the process how often each value of a pixel occurs, in some of these images."""
         x_0, _ = next(train_set.batches(permutation(len(train_set), 0, 0)[:COUNTED], COUNTED))
-        self.diffusion.set_value_prior(value_prior(to_uint8(x_0)))
+        self.diffusion.value_prior.copy_(value_prior(to_uint8(x_0)))
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +223,7 @@ class TrainState:
             "loss_since": self.loss_since,
             "by_quarter": self.loss_by_quartile,
             "loss_moments": self.moments and self.moments.sums,
-            "value_prior": self.diffusion.value_prior if self.diffusion.discrete_pixels else None,
+            "value_prior": self.diffusion.stored_value_prior,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
         }
@@ -249,8 +249,10 @@ class TrainState:
         self.loss_since = list(ckpt.get("loss_since", self.loss_since))
         if self.ranks.first:
             self.loss_by_quartile.copy_(ckpt.get("by_quarter", self.loss_by_quartile))
-        self.diffusion.set_value_prior(ckpt.get("value_prior"))
+        restore_value_prior(path, ckpt, self.diffusion)
         if self.moments and ckpt.get("loss_moments") is not None:
+            sums = {"loss_moments": self.moments.sums}
+            checkpoint.check_fits(path, "state", {"loss_moments": ckpt["loss_moments"]}, sums)
             self.moments.sums.copy_(ckpt["loss_moments"])
         if ckpt["scheduler"] and not resumed.reschedule:
             self.schedule = LRSchedule(**ckpt["scheduler"])
@@ -287,6 +289,14 @@ def check_clipping(config: Config, diffusion: GaussianDiffusion) -> None:
             f"--no-clip: at T this schedule multiplies the network's errors of eps by {gain:.2g}; "
             "sample with --clip, or train with --prediction v or a schedule that ends earlier"
         )
+
+
+def restore_value_prior(path: Path, ckpt: Mapping[str, Any], diffusion: GaussianDiffusion) -> None:
+    """Tell a process of discrete pixels what its run counted. CheckpointError if there is none."""
+    if (own := diffusion.stored_value_prior) is not None:
+        found = {"value_prior": ckpt.get("value_prior")}
+        checkpoint.check_fits(path, "process", found, {"value_prior": own})
+        diffusion.value_prior.copy_(found["value_prior"])
 
 
 def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from config import Config, ConfigError, SampleConfig, check_range
 from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
-from training.state import build
+from training.state import build, restore_value_prior
 from utils import checkpoint
 from utils.devices import pick_device, tune
 from utils.labels import match_classes
@@ -179,7 +179,7 @@ class OpenCheckpoint:
         """
         c, weights = self.config, self.content.pop("ema")
         network, diffusion = build(c)
-        diffusion.set_value_prior(self.content.get("value_prior"))
+        restore_value_prior(self.path, self.content, diffusion)
         ema = PowerEMA(network, c.train.ema_power, c.train.ema_decay)
         checkpoint.check_fits(self.path, "ema", weights, ema.state_dict())
         ema.load_state_dict(weights)
