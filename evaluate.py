@@ -126,8 +126,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     opened = args.opened
     recorded = opened.content.get("data", {})
     with ranks.first_before_others():
-        known = {"digests": recorded.get("digests"), "held_out": recorded.get("held_out")}
-        loading = Loading(cache_folder(opened.path), ranks.silent, **known)
+        cache = cache_folder(opened.path)
+        loading = Loading.of(recorded, cache=cache, silent=ranks.silent)
         train_set, test_set = load_splits(
             data_options(opened.config), recorded.get("fingerprint"), loading
         )

@@ -123,14 +123,14 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
             while not (state.finished or stopped):
                 try:
                     pause = train_epoch(state, train_set, logger, clock, stop)
+                    if pause and state.validation_due and ranks.first:
+                        logger.write_losses(validation.measure(state), validation.size(state))
                 except ReadError:  # too many files; what was trained is kept
                     if ranks.first and state.step:
                         run.save(state, notes)
                     raise
                 if not pause:
                     continue
-                if state.validation_due and ranks.first:
-                    logger.write_losses(validation.measure(state), validation.size(state))
                 state.seconds = clock.seconds
                 logger.writer.flush()  # before the checkpoint, so that the curves never lag behind
                 if ranks.first:

@@ -200,12 +200,17 @@ def holds_images(data_root: str) -> bool:
     try:
         if root.is_file():
             return True
-        if not root.is_dir() or any((root / name).exists() for name in TORCHVISION_FOLDERS):
+        if not root.is_dir() or any(holds_files(root / name) for name in TORCHVISION_FOLDERS):
             return False
     except OSError:  # a name too long, a folder without rights: opening the data says so
         return False
     source = Folder(root)
     return any(may_hold(source, name) for name in source.walk())
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is a file in it, at any depth."""
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def may_hold(source: Folder, name: str) -> bool:

@@ -26,7 +26,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, S_MIN, S_MAX = 258, 262, 339, 340, 341  # TIFF
-UNSIGNED, MIN_IS_WHITE = 1, 0
+UNSIGNED, SIGNED, MIN_IS_WHITE = 1, 2, 0
 DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}  # modes with more than 8 bits a channel
 FULL_16_BIT = {"PNG", "PPM", "JPEG2000", "ICO", "ICNS"}  # formats whose 16-bit pixels end at 65535
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -109,6 +109,8 @@ def eight_bit(image: Image.Image, packing: str = "") -> Image.Image:
     """
     transparent = image.info.get("transparency")
     if image.mode not in DEEP:
+        if image.format == "TIFF" and one(image.tag_v2.get(SAMPLE_FORMAT, UNSIGNED)) == SIGNED:
+            raise ValueError("its TIFF pixels are signed, of no stated range: convert it to 8 bits")
         if isinstance(transparent, tuple) and "16" in packing:
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
         elif isinstance(transparent, int) and packing in ("L;2", "L;4"):

@@ -148,8 +148,16 @@ def check_recorded(train_set: ImageSet, options: DataOptions, loading: Loading) 
     """
     if not loading.fingerprint or train_set.fingerprint == loading.fingerprint:
         return ()
+    names = loading.class_names
+    if names is not None and list(train_set.class_names) != list(names):
+        raise DataError(
+            f"the classes of {train_set.source} are {listed(train_set.class_names) or 'none'}, but "
+            f"this run was trained on {listed(names) or 'none'}"
+        )
     if loading.digests is not None:
-        before, now = rows_of(loading.digests), rows_of(train_set.digests)
+        labels = loading.labels is not None
+        before = counted(loading.digests, loading.labels)
+        now = counted(train_set.digests, train_set.labels if labels else None)
         gone = len(loading.digests) - len(train_set)
         if options.skip_damaged and now < before and gone <= len(loading.digests) / 2:
             total = len(loading.digests)
@@ -192,6 +200,12 @@ def check_held_out(
             raise DataError(f"{line}: bring them back, or go on with --skip-damaged")
         lines.append(line)
     return test & known, tuple(lines)
+
+
+def counted(digests: Tensor, labels: Tensor | None) -> Counter:
+    """How often each digest (N, 32) occurs, with its label (N,) where these are given."""
+    own = [0] * len(digests) if labels is None else labels.tolist()
+    return Counter(zip(map(bytes, digests.tolist()), own, strict=True))
 
 
 def rows_of(digests: Tensor) -> set[bytes]:

@@ -15,8 +15,9 @@ ACCEPTED = (
     "--dataset folder takes a folder or .zip of images (flat, one folder per class, or train/ "
     "and test/ beside each other), or a .npz or .npy of uint8 images"
 )
-TRAIN = ("train", "training")
-SURELY_TEST = ("test", "tests", "testing", "val", "valid", "validation", "eval", "evaluation")
+TRAIN = ("train", "training", "trainval")
+SURELY_TEST = ("test", "tests", "testing", "val", "valid", "validation", "validate", "eval")
+SURELY_TEST += ("evaluation",)
 SURELY_TEST += ("holdout", "heldout")  # the likelier names first
 TEST = (*SURELY_TEST, "dev")  # where there is a ``train``
 FILLERS = "sets?|images?|imgs?|pictures?|pics?|photos?|data|dataset|samples?|split"
@@ -109,7 +110,8 @@ def two_sets(
     shown, test = readable(train), (fits or tests)[0]
     if not fits:
         raise DataError(
-            f"{source.description}: {shown}/ has class folders, {readable(test)}/ has not"
+            f"{source.description}: {shown}/ has class folders, {readable(test)}/ has not: sort "
+            f"its images into the same folders, or make {shown}/ the --data-root"
         )
     outside = len(names) - len(inside[train]) - len(inside[test])
     left_out[f"outside {shown}/ and {readable(test)}/"] += outside
@@ -179,7 +181,7 @@ def split_parts(names: list[str], depth: int) -> tuple[str | None, list[str]]:
 def refuse_domains(source: Folder | Zip, folders: set[str]) -> None:
     """DataError for trainA, trainB, testA, testB, or cat_train, cat_test, dog_train, dog_test.
 
-    Their test images would be trained on.
+    And for train_aug beside test, or train beside public_test: test images would be trained on.
     """
     parts = {folder: part_of(folder) for folder in sorted(folders)}
     domains = [folder for folder, (part, rest) in parts.items() if part and rest in ("a", "b")]
@@ -189,6 +191,15 @@ def refuse_domains(source: Folder | Zip, folders: set[str]) -> None:
         raise DataError(
             f"{source.description} has {listed([*map(readable, found)])}: arrange them as train/A, "
             "train/B, test/A, test/B, or name one of them as --data-root"
+        )
+    trained, tested = (
+        [folder for folder, (part, _) in parts.items() if part in own]
+        for own in (TRAIN, SURELY_TEST)
+    )
+    if trained and tested:
+        raise DataError(
+            f"{source.description} has {listed([*map(readable, trained + tested)])}: call the sets "
+            "train/ and test/, or name one of them as --data-root"
         )
 
 
@@ -220,7 +231,8 @@ def part_of(folder: str) -> tuple[str, str]:
 
     train_images, Training, train2017: nothing else; trainA: a; cats-train: cats.
     """
-    words = re.findall(r"[^\W\d_]+", folder.lower())
+    joined = re.sub(r"\b(held|hold)[ _-]out|_(held|hold)[ _-]out", r" \1\2out", folder.lower())
+    words = re.findall(r"[^\W\d_]+", joined)
     found = [match for word in words if (match := PART.fullmatch(word))]
     if len(found) != 1:
         return "", ""

@@ -1,8 +1,9 @@
 """Which images are learnt, and how they are brought to one shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -19,9 +20,9 @@ class Loading:
     check: called with the number of classes and (height, width) before anything is decoded, to
     refuse them by raising. download: what is missing, where that is possible. in_memory: bytes
     that decoded images may take; None: a share of the memory of this machine. size_multiple: of
-    height and width, where the images' own size is taken. fingerprint, digests: of the training
-    images that a run was begun with; with skip_damaged, those of them that are left are taken.
-    held_out: the digests of its held-out images.
+    height and width, where the images' own size is taken. fingerprint, digests, labels: of the
+    training images that a run was begun with; with skip_damaged, those of them that are left are
+    taken. class_names: of its labels. held_out: the digests of its held-out images.
     """
 
     cache: Path | None = None
@@ -32,7 +33,15 @@ class Loading:
     size_multiple: int = 1
     fingerprint: str | None = None
     digests: Tensor | None = None
+    labels: Tensor | None = None
+    class_names: Sequence[str] | None = None
     held_out: Tensor | None = None
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any], **settings: Any) -> Self:
+        """With what a checkpoint says of its images; recorded: see training.setup.data_record."""
+        names = ("digests", "labels", "class_names", "held_out")
+        return cls(**settings, **{name: recorded.get(name) for name in names})
 
 
 @dataclass(frozen=True)

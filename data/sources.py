@@ -214,7 +214,7 @@ def why_no_image(source: Files, name: str) -> str:
                 small = image.format == "TIFF" and image.tag_v2.get(SUBFILE, 0) & REDUCED
                 return to_convert("camera raw") if small else ""
     except Image.DecompressionBombError:
-        return "too many pixels"
+        return ""  # refused by name when it is decoded
     except Exception:  # Pillow's plugins raise what they like
         pass
     is_heic = start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS

@@ -19,6 +19,7 @@ import data.datasets
 import data.folder
 import data.image_set
 import train
+from data import ReadError
 from training import events
 from training.clock import Clock
 from utils import checkpoint, files, runs
@@ -383,6 +384,15 @@ def damage(files: int) -> None:
                 path.write_bytes(path.read_bytes()[:50])
 
     before_step(cut)
+
+
+def unreadable_in_validation(n: int) -> None:
+    """The n-th validation meets one file too many that cannot be read."""
+
+    def unreadable(*_) -> None:
+        raise ReadError("cannot read a.png: cut short; that is file 10: is the disk in order?")
+
+    train.Validation.measure = nth(n, train.Validation.measure, unreadable)
 
 
 # Numbers that are not finite.

@@ -205,6 +205,16 @@ def test_a_white_zero_is_white():
     assert np.array_equal(learnt[0].numpy(), 255 - GREY)
 
 
+def test_signed_bytes_are_refused_instead_of_being_wrapped():
+    """Pillow reads them as if they were unsigned: -1 would be white."""
+    image = tiff(GREY)
+    image.tag_v2[339] = 2
+    with pytest.raises(ValueError, match="signed, of no stated range"):
+        render(image, WHITE)
+    learnt, _ = render(tiff(GREY), WHITE)  # control
+    assert np.array_equal(learnt[0].numpy(), GREY)
+
+
 @pytest.mark.parametrize(
     "values",
     [GREY / np.float32(255), GREY.astype(np.int32), np.full((H, W), np.nan, np.float32)],

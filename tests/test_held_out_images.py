@@ -1,6 +1,7 @@
 """Which images are held out stays what it was; layouts whose test images would be trained on."""
 
 import hashlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -9,8 +10,9 @@ from faults import NETWORK
 from test_folder import fill, opened, picture, put
 
 import train
-from data import DataError, Loading, report
+from data import DataError, DataOptions, Loading, load_splits, report
 from data.datasets import holds_images
+from training import setup
 from utils import checkpoint
 
 FLAGS = [*NETWORK, "--dataset", "folder", "--image-size", "14", "--max-steps", "2"]
@@ -18,8 +20,13 @@ FLAGS = [*NETWORK, "--dataset", "folder", "--image-size", "14", "--max-steps", "
 
 def recorded(train_set, test_set) -> Loading:
     """As a checkpoint of a run on these sets has it."""
-    known = {"digests": train_set.digests, "held_out": test_set.digests}
-    return Loading(fingerprint=train_set.fingerprint, **known)
+    known = setup.data_record(train_set, test_set)
+    return Loading.of(known, fingerprint=train_set.fingerprint)
+
+
+def resumed(root, loading: Loading, **options):
+    """The sets as a run that is resumed opens them."""
+    return load_splits(DataOptions("folder", str(root), **options), loading.fingerprint, loading)
 
 
 @pytest.mark.parametrize("layout", [("cat", "dog"), ("train/cat", "train/dog", "test/cat")])
@@ -85,6 +92,87 @@ def test_domains_have_many_names(tmp_path, names):
     with pytest.raises(DataError, match="arrange them as train/A") as error:
         opened(fill(tmp_path, *names, each=3))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_aug", "test"),
+        ("train_augmented", "val"),
+        ("train", "public_test", "private_test"),
+        ("train", "test_final"),
+    ],
+)
+def test_sets_whose_names_do_not_fit_are_refused_instead_of_being_classes(tmp_path, names):
+    with pytest.raises(DataError, match="call the sets train/ and test/") as error:
+        opened(fill(tmp_path, *(f"{name}/{c}" for name in names for c in ("cat", "dog")), each=3))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("trainval", "test"), ("train", "held_out"), ("train", "hold-out"), ("train", "validate")],
+)
+def test_the_two_sets_of_classes_have_these_names_too(tmp_path, names):
+    layout = [f"{name}/{c}" for name in names for c in ("cat", "dog")]
+    train_set, test_set = opened(fill(tmp_path, *layout, each=5))
+    assert (len(train_set), len(test_set), train_set.class_names) == (10, 10, ("cat", "dog"))
+    within = [f"{c}/{name}" for name in names for c in ("cat", "dog")]
+    train_set, test_set = opened(fill(tmp_path / "within", *within, each=5))
+    assert (len(train_set), len(test_set), train_set.class_names) == (10, 10, ("cat", "dog"))
+
+
+def test_a_flat_test_folder_beside_classes_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="or make train/ the --data-root"):
+        opened(fill(tmp_path, "train/cat", "train/dog", "test", each=3))
+
+
+def test_other_classes_or_labels_are_refused_also_where_files_may_be_missing(tmp_path):
+    """A class that is renamed or gone shifts the numbers of all others."""
+    root = fill(tmp_path, "ant", "bee", "cat", each=12)
+    loading = recorded(*opened(root))
+    trained = {bytes(row) for row in loading.digests.tolist()}
+    paths = [p for p in sorted(root.rglob("*.png")) if digest(p) in trained]
+    first = paths[0].read_bytes()
+    paths[0].unlink()
+    resumed(root, loading, skip_damaged=True)  # control: it is missing, the others are the same
+    (root / "ant").rename(root / "zebra")
+    with pytest.raises(DataError, match=r"the classes of .* are bee, cat, zebra, but this run"):
+        resumed(root, loading, skip_damaged=True)
+    (root / "zebra").rename(root / "ant")
+    paths[-1].rename(root / "bee" / "moved.png")
+    with pytest.raises(DataError, match="not those this run was trained on"):
+        resumed(root, loading, skip_damaged=True)
+    shutil.rmtree(root / "ant")
+    with pytest.raises(DataError, match="are bee, cat, but this run was trained on ant, bee"):
+        resumed(root, loading, skip_damaged=True)
+    assert first
+
+
+def test_a_copy_that_is_gone_is_a_missing_image(tmp_path):
+    root = fill(tmp_path, "cat", "dog", each=12)
+    trained = {bytes(row) for row in opened(root)[0].digests.tolist()}
+    own = next(p for p in sorted(root.rglob("*.png")) if digest(p) in trained)
+    copy = own.with_name("copy.png")
+    shutil.copy(own, copy)
+    loading = recorded(*opened(root))
+    copy.unlink()
+    with pytest.raises(DataError, match=r"1 of the .* are gone"):
+        resumed(root, loading)
+    lines = report(*resumed(root, loading, skip_damaged=True))
+    assert any("training images are gone since the start" in line for line in lines)
+
+
+def digest(path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_an_empty_folder_of_mnist_does_not_hide_images(tmp_path):
+    root = fill(tmp_path, "", each=3)
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    assert holds_images(str(root))
+    (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    assert not holds_images(str(root))  # control
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from faults import AGAIN, Process, checkpoints, count, folder, leftovers, result, run
+from faults import AGAIN, SMALL, Process, checkpoints, count, folder, leftovers, result, run
 
 from utils import images
 
@@ -89,6 +89,14 @@ def test_a_file_damaged_under_way_costs_nothing(flags, unbroken):
         assert "Traceback" not in ended.err
         assert result(where) != unbroken  # control: the file was used
     count("an image file cut short while training", 1, 1, "named, replaced, the run goes on")
+
+
+def test_a_validation_that_meets_the_tenth_damaged_file_costs_no_step():
+    with folder() as where:
+        ended = run(where, SMALL, "sabotage.unreadable_in_validation", 1)
+        assert ended.code == 1
+        assert "that is file 10" in ended.err.splitlines()[-1]
+        assert list(checkpoints(where)) == [5]
 
 
 def test_from_the_tenth_damaged_file_on_the_run_saves_and_stops(flags):

@@ -199,13 +199,12 @@ def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
     try:
         with ranks.first_before_others():  # which then find the images decoded
             check = partial(check_data, config)
-            loading = Loading(
-                args.run_root / CACHE,
-                ranks.silent,
-                check,
+            loading = Loading.of(
+                recorded,
+                cache=args.run_root / CACHE,
+                silent=ranks.silent,
+                check=check,
                 size_multiple=config.model.size_multiple,
-                digests=recorded.get("digests"),
-                held_out=recorded.get("held_out"),
             )
             options = data_options(config)
             train_set, test_set = load_splits(options, recorded.get("fingerprint"), loading)
@@ -242,6 +241,7 @@ def data_record(train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
         "source": train_set.source,
         "fingerprint": train_set.fingerprint,
         "digests": train_set.digests,
+        "labels": None if train_set.digests is None else train_set.labels.cpu(),
         "held_out": test_set.digests,
         "class_names": list(train_set.class_names),
         "notes": list(train_set.notes),
