@@ -11,6 +11,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -115,6 +116,8 @@ def open_listing(
     train_set = replace(train_set, notes=(*notes, *lines))
     if path:
         store(path, decoded, how)
+        with suppress(OSError):  # under what a resumed run asks for, too; else it decodes anew
+            cache_path(listing, how, loading).hardlink_to(path)
     return train_set, test_set
 
 
@@ -353,7 +356,7 @@ def cached_or_decoded(
     how = Rendering(options.image_size, options.image_channels, options.fit, background)
     if loading.cache is None:
         return *decode_all(listing, options, loading), None
-    path = loading.cache / f"images_{cache_key(listing, how, loading)}.pt"
+    path = cache_path(listing, how, loading)
     names = [f.name for f in fields(Decoded)]
     try:
         content = checkpoint.load(path, KIND, ("size", *names))
@@ -379,18 +382,19 @@ def store(path: Path, decoded: Decoded, how: Rendering) -> None:
         print(f"warning: the decoded images are not cached: {e}", flush=True)
 
 
-def cache_key(listing: Listing, how: Rendering, loading: Loading) -> str:
+def cache_path(listing: Listing, how: Rendering, loading: Loading) -> Path:
     """Changes with what is asked for, with the files, and with the content of any of them."""
     names = [file.name for file in listing.files]
     about = (
         how,
-        loading.size_multiple,
+        None if any(how.size) else loading.size_multiple,
         listing.source.description,
         names,
         listing.source.stamps(names),
         Image.__version__,
     )
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    return loading.cache / f"images_{key}.pt"
 
 
 def digest_of(class_names: Sequence[str], how: Rendering, labels: Tensor, digests: Tensor) -> str:

@@ -376,6 +376,20 @@ def test_a_second_start_decodes_nothing(tmp_path, monkeypatch):
         opened(root, cache, image_size=(8, 8))
 
 
+def test_a_resumed_run_finds_what_the_first_start_decoded(tmp_path, capsys):
+    """It asks for the size and the channels that came out, whatever multiple its network needs."""
+    root = fill(tmp_path / "set", "", each=5, channels=1)
+    first = opened(root, Loading(cache=tmp_path / "cache", size_multiple=4))
+    assert "Reading" in capsys.readouterr().out
+    options = {"image_size": first[0].image_shape[1:], "image_channels": 1}
+    for multiple in (4, 1):
+        again = opened(root, Loading(cache=tmp_path / "cache", size_multiple=multiple), **options)
+        assert "Reading" not in capsys.readouterr().out
+        assert torch.equal(again[0].images, first[0].images)
+    opened(root, Loading(cache=tmp_path / "cache"), **(options | {"image_channels": 3}))
+    assert "Reading" in capsys.readouterr().out  # control
+
+
 def test_a_changed_file_is_noticed_even_if_its_size_and_time_are_the_same(tmp_path):
     root, cache = fill(tmp_path / "set", "", each=5, channels=1), Loading(cache=tmp_path / "cache")
     before = opened(root, cache)[0]
@@ -406,7 +420,7 @@ def test_the_fingerprint_is_of_content_not_of_names(tmp_path):
 def test_a_damaged_cache_is_replaced(tmp_path, capsys):
     root, cache = fill(tmp_path / "set", "", each=5), Loading(cache=tmp_path / "cache")
     images = opened(root, cache)[0].images
-    (path,) = (tmp_path / "cache").glob("*.pt")
+    path = next((tmp_path / "cache").glob("*.pt"))  # one file, of two names
     path.write_bytes(path.read_bytes()[:-100])
     assert torch.equal(opened(root, cache)[0].images, images)
     assert "decoding anew" in capsys.readouterr().out
