@@ -65,12 +65,12 @@ def list_images(source: Folder | Zip) -> Listing:
     rest is looked into.
     """
     left_out: Counter[str] = Counter()
-    names = []
+    names, others = [], []
     for name, times in sorted(Counter(source.walk()).items()):
         reason = why_left_out(source, name)
         left_out[reason or "of the same name as another"] += times if reason else times - 1
-        if not reason:
-            names.append(name)
+        if reason != "hidden":
+            (others if reason else names).append(name)
     if not names:
         found = f" ({summary(left_out)})" if left_out else ""
         for name in sorted(source.walk()):
@@ -89,6 +89,9 @@ def list_images(source: Folder | Zip) -> Listing:
     refuse_test_class(source, names, depth, folders)
     files = labelled(names, depth, folders, left_out)
     files = split_within(source, files, depth + bool(folders), left_out)
+    if folders:  # what might have been a class
+        for folder in sorted(heads(others, depth) - set(folders)):
+            left_out[f"folder without an image ({readable(folder)})"] += 1
     return Listing(source, tuple(files), named_apart(folders), left_out)
 
 

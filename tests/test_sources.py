@@ -85,6 +85,19 @@ def test_what_needs_a_plug_in_is_known_by_its_content_too(tmp_path):
         assert counted in line
 
 
+def test_a_class_none_of_whose_files_can_be_read_is_named(tmp_path):
+    root = fill(tmp_path, "cat", "dog", each=3)
+    (root / "emu").mkdir()
+    (root / "emu" / "a.heic").write_bytes(b"")
+    (root / ".git").mkdir()
+    (root / ".git" / "a.txt").write_text("")
+    line = left_out(root)
+    assert "1 folder without an image (emu)" in line
+    assert ".git" not in line  # control
+    shutil.rmtree(root / "emu")
+    assert "folder without" not in left_out(root)
+
+
 def test_one_of_two_members_of_one_name_is_counted(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for n, name in enumerate(("a.png", "b.png", "./b.png", "c.png", "d.png", "./././d.png")):
