@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from data import ImageSet, ReadError, report
 from evaluation.during import Scorer, names_of, seconds_to_prepare
 from evaluation.report import write_report
@@ -75,14 +76,10 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     config, train_set, test_set = load_data(args, ranks)
     start = args.resumed or args.pretrained
     state = TrainState.create(config, len(train_set), device, ranks, start)
-    if config.diffusion.discrete_pixels and not args.resumed:
+    if not args.resumed:
         state.count_values(train_set)
     if args.dry_run:
-        print("\n".join([*report(train_set, test_set), "", describe(state)]), flush=True)
-        print("\n".join(forecast(args, state, (train_set, test_set))))
-        if train_set.notes and ranks.first:  # from files: show what becomes of them
-            print(save_contact_sheet(train_set, args.run_root / CACHE))
-        return 0
+        return dry_run(args, state, (train_set, test_set))
     ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
     train_set, test_set = train_set.to(device), test_set.to(device)
     if args.replay:
@@ -103,12 +100,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 checkpoint.set_aside(resumed.damaged, "corrupt")
                 run.go_back_to(state.step)
                 state.changes += resume.announce(resumed, device)
-            scores = (
-                names_of(train_set, config.model.num_classes > 0)
-                if config.train.score_every
-                else ()
-            )
-            logger.start(args.name, resumed is not None, scores)
+            logger.start(args.name, resumed is not None, planned_scores(config, train_set))
         validation = Validation(state, train_set, test_set)
         scorer = make_scorer(args, state, (train_set, test_set), stop)
         ranks.wait_for_first()
@@ -166,6 +158,20 @@ def show(
             run.save_ema(state, notes)
 
 
+def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> int:
+    """Print what the run would be."""
+    print("\n".join([*report(*sets), "", describe(state)]), flush=True)
+    print("\n".join(forecast(args, state, sets)))
+    if sets[0].notes and state.ranks.first:  # from files: show what becomes of them
+        print(save_contact_sheet(sets[0], args.run_root / CACHE))
+    return 0
+
+
+def planned_scores(config: Config, train_set: ImageSet) -> Sequence[str]:
+    """The names of the scores that the run will have."""
+    return names_of(train_set, config.model.num_classes > 0) if config.train.score_every else ()
+
+
 def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> list[str]:
     """--dry-run: minutes, memory, disk and folder of the run, from a few timed steps of it."""
     clock, ranks, train_set, times = Clock(state.device), state.ranks, sets[0].to(state.device), []
@@ -182,13 +188,9 @@ def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> 
     clock.start(state)
     if state.schedule is None:
         state.schedule = clock.fit_schedule(state)
-    path, scored = (
-        args.resumed and args.resumed.path,
-        state.config.train.score_every and ranks.first,
-    )
-    extractor = (
-        seconds_to_prepare(sets, args.run_root / CLASSIFIERS, state.device) if scored else None
-    )
+    extractor, path = None, args.resumed and args.resumed.path
+    if state.config.train.score_every and ranks.first:
+        extractor = seconds_to_prepare(sets, args.run_root / CLASSIFIERS, state.device)
     return forecast_lines(state, clock.step_seconds, extractor, upcoming(args.run_root, path))
 
 

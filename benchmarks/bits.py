@@ -41,6 +41,7 @@ class Args:
 
 
 def main() -> None:
+    """Measure the rows that are missing; print them all."""
     args = parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
     with place(args.place) as where:

@@ -207,10 +207,12 @@ def measured(args: Args) -> Found:
 
 
 def path_of(out: Path, name: str) -> Path:
+    """The file of an item."""
     return out / f"{name}.json"
 
 
 def write(args: Args, name: str, content: dict[str, Any]) -> None:
+    """Write the file of an item."""
     measure.write(path_of(args.out, name), content)
 
 
@@ -230,6 +232,7 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def say(line: str) -> None:
+    """Print at once, as the item may be killed."""
     print(line, flush=True)
 
 

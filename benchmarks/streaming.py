@@ -102,6 +102,7 @@ def first_step(photos: int, size: tuple[int, int]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure the parts, and write each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal, of no meaning")
     parser.add_argument("--part", choices=("images/s", "photos"), help="this one alone [both]")

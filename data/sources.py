@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -52,22 +53,24 @@ class Source(Protocol):
         """What changes when the content of a name does, without reading it."""
 
 
-class Files:
+class Files(ABC):
     """What folders and zips share."""
 
+    @abstractmethod
     def unopenable(self, name: str) -> str:
         """Why it must not be opened; empty for a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def file(self, name: str) -> BinaryIO:
         """The file, opened. Raises OSError, also for one that is too large."""
-        raise NotImplementedError
 
     def open(self, name: str) -> tuple[Image.Image, bytes]:
+        """As Source.open."""
         with self.file(name) as file:
             return identify(file.read())
 
     def size(self, name: str) -> tuple[int, int]:
+        """As Source.size."""
         with self.file(name) as file:
             return seen_size(Image.open(file, formats=readable_formats()))
 

@@ -146,6 +146,7 @@ def is_seconds(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is one; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
