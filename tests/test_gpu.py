@@ -99,7 +99,7 @@ def exact_float32():
 def checkpoint(tmp_path_factory):
     """Of a network that learnt a little, on the CPU."""
     where = tmp_path_factory.mktemp("trained")
-    assert run(where, [*FLAGS[:-1], "200", "--lr", "3e-3"]).code == 0
+    assert run(where, [*FLAGS[:-1], "60", "--lr", "3e-3"]).code == 0
     return where / "Logs_Checkpoints"
 
 

@@ -128,29 +128,29 @@ def try_all(path: Path, kind: str, keys: list[int]) -> tuple[int, int]:
 
 
 def test_damage_is_never_taken_for_content(real):
-    keys, original = list(range(200)), real.read_bytes()
+    keys, original = list(range(60)), real.read_bytes()
     flips = (changed(original, flip, random.Random(key)) for key in keys)
     at = [next(i for i, byte in enumerate(original) if f[i] != byte) for f in flips]
     in_content = sum(any(i in own for own in contents(real)) for i in at)
-    assert in_content > 150
+    assert in_content > 40
     refused, _ = try_all(real, "flip", keys)
     assert refused >= in_content  # beside it are headers and padding
-    refused, _ = try_all(real, "block", list(range(150)))
-    assert refused > 110
+    refused, _ = try_all(real, "block", list(range(40)))
+    assert refused > 25
     size = real.stat().st_size
-    lengths = [0, 1, *range(64, size, size // 40), size - 1]
+    lengths = [0, 1, *range(64, size, size // 12), size - 1]
     assert try_all(real, "truncate", lengths) == (len(lengths), 0)
 
 
 def test_torch_alone_would_take_most_flipped_bits_for_content(real):
     """The control of the test above."""
     original, taken = real.read_bytes(), 0
-    for key in range(100):
+    for key in range(40):
         damaged = flip(original, random.Random(key))
         with contextlib.suppress(Exception):
             torch.load(io.BytesIO(damaged), weights_only=True)
             taken += 1
-    assert taken > 50
+    assert taken > 20
 
 
 @pytest.mark.slow
