@@ -146,7 +146,7 @@ class ModelConfig:
     emb_channels: int = option(128, "width of the time and class embedding", 1, 2**16)
     patch_size: int = option(2, "pixel-unshuffle before the first level; 1: none", 1, 64)
     norm: Literal["layer", "group"] = option(
-        "layer", "normalization: layer (over channels, fast on a CPU) or group (the original's)"
+        "layer", "normalization: layer (over channels, fast on a CPU) or group (Ho et al.)"
     )
     dropout: float = option(0.0, "dropout probability inside residual blocks", 0, 0.99)
     num_classes: int = option(
@@ -174,7 +174,9 @@ class DiffusionConfig:
         "v", "parameterization of the network's output: v, the noise, or the clean image"
     )
     precondition: bool = option(
-        True, "x0: the output F gives x_0 = a x_t + b F; --no-precondition: x_0 = F"
+        True,
+        "x0: the output F gives x_0 = sqrt(alpha_bar) x_t + sqrt(1 - alpha_bar) F (Karras et al. "
+        "2022); --no-precondition: x_0 = F",
     )
     loss: Literal["simple", "kl", "min-snr"] = option(
         "simple", "weighting over t: none (simple), the variational bound's (kl), or min-SNR"
@@ -187,7 +189,7 @@ class DiffusionConfig:
         False, "shift and scale the schedule to alpha_bar_T = 0: x_T is noise alone"
     )
     discrete_pixels: bool = option(
-        False, "x0: estimates know that pixels have 256 values, which ends at -1 and 1"
+        False, "x0: estimate x_0 as the posterior mean over the 256 values of a pixel"
     )
     learn_variance: bool = option(
         False, "the network also predicts the variance of the reverse process, of every pixel"
@@ -219,7 +221,9 @@ class TrainConfig:
         "muon", "muon: Muon at 10 x lr on convolutions, AdamW on the rest; or adamw on everything"
     )
     lr: float = option(7e-4, "peak learning rate", 1e-12, 1e3)
-    warmup_steps: int = option(100, "steps of linear warm-up of the learning rate", 0)
+    warmup_steps: int = option(
+        100, "steps of linear warm-up of the learning rate, at most a tenth of the run", 0
+    )
     decay: Literal["linear", "cosine", "constant"] = option(
         "linear", "learning-rate decay over the whole run"
     )
@@ -228,7 +232,9 @@ class TrainConfig:
     ema_power: float = option(13.0, "exponent of the power-function EMA of the weights", 0, 1e6)
     ema_decay: float = option(0.9999, "upper bound of the EMA's decay; 0: no EMA", 0, 1)
     importance_sampling: bool = option(
-        False, "draw t in proportion to the measured size of its loss, for a loss that varies"
+        False,
+        "draw t in proportion to the running root mean square of its loss (Nichol & Dhariwal 2021, "
+        "Eq. 18)",
     )
     label_drop: float = option(
         0.1, "probability of label dropout, for classifier-free guidance", 0, 1
@@ -252,7 +258,10 @@ class TrainConfig:
         False, "kernels that give the same bits every time, as exact resume on CUDA needs; slower"
     )
     eval_every: int = option(
-        0, "steps between validations; auto: so that they cost at most 3 %", 0, spelling=AUTO
+        0,
+        "steps between validations, and one at the end; auto: for about 3 % of the time",
+        0,
+        spelling=AUTO,
     )
     score_every: int = option(
         0, "steps between scores of samples (Fréchet distance, precision, ...); 0: none", 0
@@ -341,6 +350,8 @@ class Config:
             if not is_of(value, kind):
                 raise ConfigError(f"{flag(f.name)} must not be {value!r}")
             check_range(flag(f.name), value, f.metadata["least"], f.metadata["most"])
+        if not self.data.data_root:
+            raise ConfigError("--data-root must not be empty; type . for this folder")
 
     def check_sampling(self, typed: Collection[str]) -> None:
         """ConfigError for too many steps, and for typed options the sampler does not have."""
@@ -355,6 +366,10 @@ class Config:
             )
         if "guidance" in typed and self.model.num_classes == 0:
             raise ConfigError("--guidance has no effect on a network without classes")
+        if "guidance_interval" in typed and self.model.num_classes == 0:
+            raise ConfigError("--guidance-interval has no effect on a network without classes")
+        if "clip" in typed and not s.clip and self.diffusion.discrete_pixels:
+            raise ConfigError("--no-clip has no effect on --discrete-pixels, which end at -1 and 1")
         if self.train.label_drop == 0 and s.guidance != 1 and self.model.num_classes:
             raise ConfigError(
                 "--label-drop 0 needs --guidance 1: without label dropout there is no "
@@ -493,7 +508,8 @@ def differences(config: Config) -> tuple[str, dict[str, str]]:
 
 def presets() -> str:
     """What the presets are, for --help."""
-    return "\n".join(["presets:", *(f"  {name:10}{line}" for name, line in ABOUT.items())])
+    width = max(map(len, ABOUT)) + 2
+    return "\n".join(["presets:", *(f"  {name:{width}}{line}" for name, line in ABOUT.items())])
 
 
 class Parser(argparse.ArgumentParser):
@@ -552,6 +568,13 @@ class StoreTuple(argparse.Action):
 
     def __call__(self, _parser, namespace, values, _option=None) -> None:
         setattr(namespace, self.dest, tuple(values))
+
+
+def typed_path(text: str) -> Path:
+    """A path that was typed. An empty one, as an unset variable leaves it, is an error."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; type . for this folder")
+    return Path(text)
 
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import torch
 from torch import Tensor
 
-from config import ConfigError, Parser, flag
+from config import ConfigError, Parser, flag, typed_path
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate
 from evaluation import likelihood
@@ -300,7 +300,7 @@ def parse_args(argv: list[str] | None) -> Args | Comparison:
     add_flags(parser, num=5000)
     parser.add_argument("--data-root", help="folder of the images [as in training]")
     parser.add_argument("--skip-damaged", action="store_true", help="leave out damaged files")
-    parser.add_argument("--out", type=Path, help="folder to write to [the run's logs]")
+    parser.add_argument("--out", type=typed_path, help="folder to write to [the run's logs]")
     parser.add_argument("--samplers", default="", help="additional samplers: ddpm:50,dpmpp:10")
     parser.add_argument(
         "--only",
@@ -313,7 +313,7 @@ def parse_args(argv: list[str] | None) -> Args | Comparison:
         help="evaluate every KL term of every image [an importance sample]",
     )
     parser.add_argument(
-        "--inception", type=Path, help="file of the Inception weights, for the standard FID"
+        "--inception", type=typed_path, help="file of the Inception weights, for the standard FID"
     )
     parser.add_argument("--report", action="store_true", help="then write the run's report.html")
     own, typed = parse(parser, argv)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, ConfigError, Parser, SampleConfig, check_range, flag
+from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
 from diffusion import Sampler, generate, spread
 from training.trained import (
     NUM,
@@ -192,7 +192,7 @@ def add_flags(parser: Parser, num: int) -> None:
     """The flags of CommonArgs but --ckpt."""
     parser.add_argument(
         "--run-root",
-        type=Path,
+        type=typed_path,
         default=RUN_ROOT,
         help="folder of the runs that names and `latest` refer to [%(default)s]",
     )
@@ -264,7 +264,7 @@ def parse_args(argv: list[str] | None) -> Args:
     parser.add_argument(
         "--classes", help="7, 0-9, 3,1,4 or cat,dog, repeated up to --num [all classes]"
     )
-    parser.add_argument("--out", type=Path, help="folder to write to [beside the run's logs]")
+    parser.add_argument("--out", type=typed_path, help="folder to write to [beside the run's logs]")
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
     own, typed = parse(parser, argv)

@@ -28,7 +28,7 @@ import torch
 
 TINY = (
     "--dataset digits --device cpu --base-channels 16 --emb-channels 16 --channel-multipliers 1 "
-    "--attention-levels 0 --patch-size 4 --timesteps 50 --steps 4 --warmup-steps 5 --batch-size 33 "
+    "--attention-levels 0 --patch-size 4 --timesteps 50 --steps 4 --warmup-steps 5 --batch-size 24 "
     "--epochs 0 --max-steps 8"
 )
 FORMULATIONS = {
@@ -47,6 +47,7 @@ SAMPLINGS = {
     "optimal variance": "--variance optimal",
     "guided": "--guidance 3",
 }
+TIMES = r"\d+(\.\d+)? (seconds|minutes)|\d+ images/s|\d\d:\d\d"  # printed, and never the same
 # Parts of a checkpoint, by their keys in the file.
 PARTS = ("step", "epoch", "model", "ema", "optimizer", "scheduler", "best", "x0_error")
 PARTS += ("by_quarter",)
@@ -160,8 +161,10 @@ def golden(code: Path, names: Iterable[str]) -> dict[str, Any]:
                 found["evaluate"] = checkout.evaluate()
                 on = "--resume auto --max-steps 12 --device cpu"
                 found["resumed"] = checkout.train(*on.split())
-    text = json.dumps(found).replace(f"{sys.executable} {code.resolve()}/", "python ")
-    return json.loads(re.sub(r"/tmp/tmp\w+", "TMP", text))
+    text = json.dumps(found).replace(f"{sys.executable} ", "python ")
+    for own, common in ((f"{code.resolve()}/", ""), (r"/tmp/tmp\w+", "TMP"), (TIMES, "TIME")):
+        text = re.sub(own, common, text)
+    return json.loads(text)
 
 
 def main() -> None:

@@ -171,6 +171,8 @@ SAMPLING = [
     ({"sampler": "ddim", "variance": "beta"}, "--variance has no effect on --sampler ddim"),
     ({"guidance": 1.0, "guidance_interval": (0.1, 0.2)}, "has no effect on --guidance 1"),
     ({"guidance_interval": (0.8, 0.2)}, "takes two numbers"),
+    ({"num_classes": 0, "guidance_interval": (0.1, 0.2)}, "has no effect on a network without"),
+    ({"prediction": "x0", "discrete_pixels": True, "clip": False}, "--no-clip has no effect"),
 ]
 
 

@@ -351,7 +351,8 @@ def test_arrays_that_are_not_used_are_named(tmp_path, name, array, line):
     assert f"left out: {line}" in report(train_set, test_set)
 
 
-def test_a_data_set_that_was_typed_is_not_doubted(few_digits, tmp_path, capsys):
+@pytest.mark.usefixtures("few_digits")
+def test_a_data_set_that_was_typed_is_not_doubted(tmp_path, capsys):
     np.savez("a.npz", images=np.zeros((4, 4, 4), np.uint8))
     network = NETWORK[NETWORK.index("--device") :]
     (tmp_path / "a.tar").write_bytes(b"of images, perhaps")

@@ -6,7 +6,7 @@ import signal
 import faults
 import pytest
 import torch
-from faults import DRAWN, NETWORK, folder, opener, result
+from faults import NETWORK, folder, result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.datasets
@@ -213,7 +213,7 @@ def test_help_shows_the_settings_of_the_preset_and_what_the_presets_are(capsys, 
     out = capsys.readouterr().out
     assert end.value.code == 0
     assert f"peak learning rate [{lr}]" in out
-    assert all(f"\n  {name:10}{line}\n" in out for name, line in ABOUT.items())
+    assert all(f"\n  {name:12}{line}\n" in out for name, line in ABOUT.items())
     assert "[(" not in out  # a tuple as Python writes it
 
 
@@ -222,6 +222,9 @@ def test_help_shows_the_settings_of_the_preset_and_what_the_presets_are(capsys, 
     [
         (["--schedule", "linear", "--timesteps", "10", "--steps", "5"], "needs T of at least 21"),
         (["--num-classes", "0", "--label-drop", "0.2"], "--label-drop has no effect"),
+        (["--score-images", "100"], "--score-images has no effect without --score-every"),
+        (["--ema-decay", "0", "--ema-power", "3"], "--ema-power has no effect"),
+        (["--data-root", ""], "--data-root must not be empty"),
         (["--dataset", "digits", "--image-size", "30"], "multiple of 4"),
         (["--resume", "auto", "--preset", "mnist"], "exclude each other"),
         (["--dataset", "digits", "--num-classes", "11"], "--num-classes"),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config import FROM_DATA, PRESETS, Config, ConfigError, Parser, flag, presets, shown
+from config import FROM_DATA, PRESETS, Config, ConfigError, Parser, flag, presets, shown, typed_path
 from data import (
     DataNotFound,
     DataOptions,
@@ -57,7 +57,12 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         help="checkpoint, version folder, name, latest; auto: latest intact, or start",
     )
     parser.add_argument("--name", help="name of the run, by which --ckpt and tables know it")
-    parser.add_argument("--run-root", type=Path, default="Logs_Checkpoints", help="[%(default)s]")
+    parser.add_argument(
+        "--run-root",
+        type=typed_path,
+        default="Logs_Checkpoints",
+        help="folder of all runs' logs and checkpoints [%(default)s]",
+    )
     parser.add_argument("--device", default="auto", help=f"{DEVICES} [auto]")
     parser.add_argument(
         "--dry-run",
@@ -65,7 +70,9 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         help="print settings, layers, data, and what the run would take; exit",
     )
     parser.add_argument(
-        "--prove-resume", action="store_true", help="train, kill, resume, compare; exit"
+        "--prove-resume",
+        action="store_true",
+        help="train twice, once killed and resumed; compare the bits; exit",
     )
     parser.add_argument(
         "--replay",
@@ -138,6 +145,10 @@ def check(config: Config, typed: dict[str, Any]) -> None:
         raise ConfigError(f"--log-snr has no effect on --schedule {d.schedule}: use log-snr")
     if "label_drop" in typed and config.model.num_classes == 0:
         raise ConfigError("--label-drop has no effect on a network without classes")
+    if "score_images" in typed and not c.score_every:
+        raise ConfigError("--score-images has no effect without --score-every")
+    if "ema_power" in typed and not c.ema_decay:
+        raise ConfigError("--ema-power has no effect on --ema-decay 0, which keeps no average")
     m = config.model  # with the least that the data may fill in
     known = config.override(
         num_classes=max(0, m.num_classes), image_channels=max(1, m.image_channels)

@@ -54,17 +54,18 @@ class TrainedModel(DiffusionModel):
     ) -> Tensor:
         """Sample x_0 (num, C, H, W) in [-1, 1], on the CPU: the images that sample.py draws.
 
-        num, batch_size: 1 ... 10^7. classes: labels or class names, repeated cyclically up to num;
-        default: all.
-        settings override fields of config.SampleConfig (steps, sampler, guidance, ...); the others
-        come from the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T)
-        to begin with, instead of noise at T. Raises ConfigError for invalid values.
+        num, batch_size: 1 ... 10^7; num is by default the number of x, else of classes, else 100.
+        classes: labels or class names, repeated cyclically up to num; default: all. settings
+        override fields of config.SampleConfig (steps, sampler, guidance, ...); the others come from
+        the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T) to begin
+        with, instead of noise at T. Raises ConfigError for invalid values.
         """
         if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
             raise ConfigError(f"unknown sampling setting: {', '.join(sorted(unknown))}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         if start is not None and x is None:
             raise ConfigError("start needs x, a noisy image at t = start: model.noise(x_0, start)")
+        check_classes(classes)
         if num is None:
             num = len(x) if x is not None else len(classes) if classes is not None else NUM
         for name, value in {"num": num, "batch_size": batch_size}.items():
@@ -143,7 +144,7 @@ def load(
 ) -> TrainedModel:
     """The model of a checkpoint file, a version folder, a run's name, or ``latest``.
 
-        run_root: where names are looked up. device: auto, cpu, cuda, cuda:N or mps. Raises
+    run_root: where names are looked up. device: auto, cpu, cuda, cuda:N or mps. Raises
     CheckpointError, RunNameError, ConfigError, DeviceError: all are InputError.
     """
     chosen = pick_device(str(device))
@@ -225,14 +226,24 @@ def repeat_labels(
         return None
     if classes is None:
         return torch.arange(num) % num_classes
-    if isinstance(classes, str) or not isinstance(classes, Sequence | range | Tensor):
-        raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
+    check_classes(classes)
     labels = []
     for y in classes:
         labels += match_classes([y], class_names) if isinstance(y, str) else [integer("a class", y)]
     if not labels or any(not 0 <= y < num_classes for y in labels):
         raise ConfigError(f"--classes must lie in 0..{num_classes - 1}, got {labels}")
+    if len(labels) > num:
+        raise ConfigError(f"{len(labels)} classes do not fit into {num} images: raise --num")
     return torch.tensor(labels)[torch.arange(num) % len(labels)]
+
+
+def check_classes(classes: object) -> None:
+    """ConfigError unless it is None or a list of labels or class names."""
+    listed = (
+        isinstance(classes, Sequence | Tensor | np.ndarray) and getattr(classes, "ndim", 1) == 1
+    )
+    if classes is not None and (isinstance(classes, str) or not listed):
+        raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
 
 
 def integer(name: str, value: Any) -> int:
