@@ -7,7 +7,8 @@
 
 Some formulations are trained for eight steps; one of them is sampled from, evaluated and resumed.
 Of the checkout only the three command lines and ``data.datasets`` are used, so that it works before
-and after files have moved. One thread; every run is a process of its own.
+and after files have moved. One thread; every run is a process of its own. Its 12 steps lie within
+one pass over the images: the order of later passes is not that of earlier releases.
 """
 
 import argparse
