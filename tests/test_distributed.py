@@ -56,7 +56,7 @@ def alone(tmp_path_factory) -> Path:
     return where
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_has_the_same_curve(alone, tmp_path, world):
     assert [end.code for end in ranks.run(tmp_path, world, SHORT)] == [0] * world
     assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)

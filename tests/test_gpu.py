@@ -1,7 +1,7 @@
 """What a GPU has to do, as far as it can be told by equal numbers: ``pytest -m gpu``.
 
-Without a CUDA device those tests are skipped. Each also runs on the CPU, in the fast tier, so that
-what is meant for the GPU has run at least there.
+Without a CUDA device those tests are skipped. Each also runs on the CPU, in the fast or in the slow
+tier, so that what is meant for the GPU has run at least there.
 """
 
 import warnings
@@ -69,8 +69,7 @@ def resumed(device: str, way: str) -> str:
         return result(where)
 
 
-SLOW = [pytest.mark.slow]  # on a CPU, but for one
-PAIRS = [pytest.param("cpu", way, marks=SLOW * (way != "deterministic")) for way in WAYS]
+PAIRS = [pytest.param("cpu", way, marks=pytest.mark.slow) for way in WAYS]
 PAIRS += [pytest.param("cuda", way, marks=GPU) for way in WAYS]
 
 

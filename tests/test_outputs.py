@@ -1,6 +1,7 @@
 """What a run can do without costs a line; what a validation leaves; what a resume sets aside."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -57,14 +58,18 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_what_a_run_can_do_without_costs_a_line_and_no_bit(few_digits, monkeypatch, capsys, error):
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))]
+)
+def test_what_a_run_can_do_without_costs_a_line_and_no_bit(few_digits, monkeypatch, capsys, first):
+    """Each of these with one of the faults; in the slow tier with all of them."""
     store_classifier(few_digits / "Logs_Checkpoints")
     flags = [*SCORED, "--keep-ema", "--keep", "all"]
     assert run(*flags) == 0
     whole = result(few_digits)
     capsys.readouterr()
-    for owner, name, words in BREAK:
+    faults = itertools.cycle([*FAULTS[first:], *FAULTS[:first]])
+    for (owner, name, words), error in zip(BREAK, faults, strict=False):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing(error))
             assert run(*flags) == 0
