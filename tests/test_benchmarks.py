@@ -222,6 +222,7 @@ def test_no_two_rows_of_the_bits_are_the_same_training_and_all_can_be_evaluated(
     assert all(a != b for a, b in combinations(configs, 2))
 
 
+@pytest.mark.slow
 def test_the_bits_of_a_row_are_those_of_its_own_variance_and_of_all_steps(tmp_path):
     tiny = "--preset smoke --max-steps 2 --timesteps 8 --steps 2 --prediction x0 --loss kl"
     flags = f"{tiny} --schedule log-snr --learn-variance --variance learned --guidance 1"
