@@ -100,7 +100,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                 checkpoint.set_aside(resumed.damaged, "corrupt")
                 run.go_back_to(state.step)
                 state.changes += resume.announce(resumed, device)
-            logger.start(args.name, resumed is not None, planned_scores(config, train_set))
+            logger.start(args.name, resumed is not None, score_names(config, train_set))
         validation = Validation(state, train_set, test_set)
         scorer = make_scorer(args, state, (train_set, test_set), stop)
         ranks.wait_for_first()
@@ -167,7 +167,7 @@ def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> i
     return 0
 
 
-def planned_scores(config: Config, train_set: ImageSet) -> Sequence[str]:
+def score_names(config: Config, train_set: ImageSet) -> Sequence[str]:
     """The names of the scores that the run will have."""
     return names_of(train_set, config.model.num_classes > 0) if config.train.score_every else ()
 
@@ -214,7 +214,7 @@ def make_scorer(
     with interruptible():
         if stop.number:
             return None
-        share = state.validations.score_share()
+        share = state.validation_schedule.score_share()
         every = f"{c.score_images:,} samples every {c.score_every:,} steps and at the end"
         print(f"{'scores':12}{every}, about {share:.1%} of a long run", flush=True)
         with dispensable("no scores"):
@@ -242,7 +242,7 @@ def train_epoch(
         state.step += 1
         logger.add_step(train_step(state, x_0, y))
         due = clock.after_step(state, stop)
-        if due.plan:
+        if due.refit:
             state.schedule = clock.fit_schedule(state)
         if due.speed:
             logger.show_schedule(clock)

@@ -3,7 +3,7 @@
 OMP_NUM_THREADS=1 python -m benchmarks.validation --data-root datasets    # minutes on one core
 
 Steps and validations alternate, so that both see the same load of the machine. The share is that of
-the 30 epochs of the preset ``mnist``: all validations that train.py plans for it.
+the 30 epochs of the preset ``mnist``: all validations that train.py makes of it.
 """
 
 import statistics
@@ -48,10 +48,11 @@ def measure(data_root: str) -> dict[str, float]:
     validation = Validation(state, train_set.to(device), test_set.to(device))
     steps(state, train_set, 3)
     labels = torch.arange(config.train.score_images) % max(1, config.model.num_classes)
+    whole = state.validation_schedule.steady
     parts = {
         "step": lambda: steps(state, train_set, STEPS) / STEPS,
         "early validation": lambda: timed(lambda: run(validation, state, EARLY)),
-        "validation": lambda: timed(lambda: run(validation, state, state.validations.steady)),
+        "validation": lambda: timed(lambda: run(validation, state, whole)),
         "1,000 samples to score": lambda: timed(lambda: samples_to_score(state, labels)),
     }
     rounds = [{name: take() for name, take in parts.items()} for _ in range(ROUNDS)]
@@ -63,8 +64,8 @@ def shares(
     state: TrainState, step: float, early: float, late: float, score: float
 ) -> dict[str, float]:
     """Of the default run: its validations, and scores at every 1,000th step."""
-    plan, total = state.validations, state.schedule.total_steps
-    small, whole = (plan.count(plan.steady - 1), plan.count(total - 1) + 1)
+    schedule, total = state.validation_schedule, state.schedule.total_steps
+    small, whole = (schedule.count(schedule.steady - 1), schedule.count(total - 1) + 1)
     validations = small * early + (whole - small) * late
     scored = total // 1000 * score
     return {

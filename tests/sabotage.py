@@ -471,8 +471,8 @@ def stop_once_scheduled(milliseconds: int) -> None:
     before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
 
 
-def stop_once_replanned(steps: int) -> None:
-    """SIGTERM comes so many steps after --max-minutes was planned anew."""
+def stop_once_refitted(steps: int) -> None:
+    """SIGTERM comes so many steps after the schedule of --max-minutes was fitted anew."""
     busy_at_first(6)
 
     def stop(state) -> None:

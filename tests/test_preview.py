@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from config import PRESETS, Config
-from training.plan import MOST_ROWS, ROWS, SAMPLES, Size, Validations
 from training.validate import Preview
+from training.validation_schedule import MOST_ROWS, ROWS, SAMPLES, Size, ValidationSchedule
 from utils import images
 
 NAMES = tuple(f"class {k}" for k in range(200))
@@ -14,8 +14,8 @@ NAMES = tuple(f"class {k}" for k in range(200))
 def of(classes: int, early: bool, width: int = 28) -> Preview:
     size = {"image_size": (28, width), "image_channels": 1, "num_classes": classes}
     config = Config().override(**size)
-    plan = Validations.of(config)
-    return Preview.of(config, NAMES, plan.size(plan.every if early else plan.steady))
+    schedule = ValidationSchedule.of(config)
+    return Preview.of(config, NAMES, schedule.size(schedule.every if early else schedule.steady))
 
 
 @pytest.mark.parametrize("classes", [0, 1, 2, 3, 10, 13, 16, 102])
@@ -68,8 +68,8 @@ def test_the_presets_have_previews():
     for preset in PRESETS.values():
         classes = max(0, preset.model.num_classes)
         config = preset.override(num_classes=classes, image_size=(32, 32))
-        plan = Validations.of(config)
-        assert len(Preview.of(config, NAMES, plan.size(plan.steady)).indices) == SAMPLES
+        schedule = ValidationSchedule.of(config)
+        assert len(Preview.of(config, NAMES, schedule.size(schedule.steady)).indices) == SAMPLES
 
 
 def test_a_very_short_run_has_the_first_rows_of_one_column():

@@ -194,7 +194,7 @@ def agreements(step_seconds: float, steps: int, world: int = 2) -> tuple[int, fl
     now, own, stop = 0.0, Counting(0, world), StopSignal(Ranks(0, 2))
     clock = Clock(CPU, lambda: now)
     state = SimpleNamespace(config=TINY, ranks=own, step=0, schedule=object())
-    state.validations = SimpleNamespace(cost_up_to=lambda _: 0.0)
+    state.validation_schedule = SimpleNamespace(cost_up_to=lambda _: 0.0)
     while clock.step_seconds is None:
         state.step, now = state.step + 1, now + step_seconds
         clock.after_step(state, stop)

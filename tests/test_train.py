@@ -13,7 +13,7 @@ import data.datasets
 import train
 from config import ABOUT, PRESETS, Config
 from training.clock import RESERVE, Clock
-from training.plan import Validations
+from training.validation_schedule import ValidationSchedule
 from utils import checkpoint
 
 CHECKPOINTS = "Logs_Checkpoints/checkpoints/version_{}"
@@ -149,8 +149,9 @@ def test_max_minutes_are_those_of_steps_and_validation():
     steps = stored["scheduler"]["total_steps"]
     assert steps == len(rates) == ended.step
     assert rates[-1] < 0.05 * max(rates)  # it decayed to the end of the schedule
-    plan = Validations.of(Config.from_dict(stored["config"]))
-    validations = sum(map(plan.cost, range(every, steps + 1, every))) + plan.cost(steps, last=True)
+    schedule = ValidationSchedule.of(Config.from_dict(stored["config"]))
+    validations = sum(map(schedule.cost, range(every, steps + 1, every)))
+    validations += schedule.cost(steps, last=True)
     planned = seconds * (steps + validations)
     assert 0.9 * 60 * minutes * (1 - RESERVE) < planned <= 60 * minutes * (1 - RESERVE)
 
@@ -160,16 +161,16 @@ def test_no_more_steps_would_fit_into_the_minutes(done):
     """Steps of a minute, of which some are done, and every ten a validation of some minutes."""
     clock = Clock(torch.device("cpu"))
     clock.step_seconds = 60.0
-    validations = Validations(every=10, early=False, batch_size=20, evaluations=1.0)
+    validation_schedule = ValidationSchedule(every=10, early=False, batch_size=20, evaluations=1.0)
 
-    def planned(steps: int) -> float:
+    def taken(steps: int) -> float:
         within = [step for step in range(done + 1, done + steps + 1) if step % 10 == 0]
-        at_end = validations.cost(done + steps, last=True)
-        return steps + sum(map(validations.cost, within)) + at_end if steps else 0
+        at_end = validation_schedule.cost(done + steps, last=True)
+        return steps + sum(map(validation_schedule.cost, within)) + at_end if steps else 0
 
     for minutes in (n + 0.2 for n in range(60)):
-        steps = clock.steps_left(minutes / (1 - RESERVE), done, validations)
-        assert planned(steps) <= minutes < planned(steps + 1)
+        steps = clock.steps_left(minutes / (1 - RESERVE), done, validation_schedule)
+        assert taken(steps) <= minutes < taken(steps + 1)
 
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):

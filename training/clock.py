@@ -8,18 +8,20 @@ from typing import NamedTuple
 import torch
 
 from training.optim import LRSchedule
-from training.pace import Pace, agree
-from training.plan import Validations
 from training.state import TrainState
+from training.step_timer import StepTimer, agree
+from training.validation_schedule import ValidationSchedule
 from utils.devices import synchronize
 from utils.distributed import Ranks
 from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
 SPEED_SECONDS = 5.0  # timed before the throughput is printed
-SCHEDULE_SECONDS = 15.0  # timed before --max-minutes plans the schedule, or until that is certain
-PATIENCE = 1 / 4  # of --max-minutes, after which it is planned from an uncertain speed
-PARTS = 8  # of the plan and of --max-minutes: after each the speed is measured again
+SCHEDULE_SECONDS = (
+    15.0  # timed before the schedule of --max-minutes is fitted, or until that is certain
+)
+PATIENCE = 1 / 4  # of --max-minutes, after which it is fitted to an uncertain speed
+PARTS = 8  # of the schedule and of --max-minutes: after each the speed is measured again
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end
 LOG_SECONDS = 2.0  # at most, between readings of the losses
 AGREE_SECONDS = 0.1  # between agreements of several ranks, each of which waits for the slowest
@@ -30,7 +32,7 @@ class Due(NamedTuple):
 
     stop: bool  # a signal arrived
     speed: bool  # the throughput is known, from this step on
-    plan: bool  # the schedule of --max-minutes is to be fitted to it
+    refit: bool  # the schedule of --max-minutes is to be fitted to it
     save: bool
     log: bool
 
@@ -49,7 +51,7 @@ class Clock:
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
         self.device, self.clock = device, clock
         self.began = self.lapped = self.saved = clock()
-        self.steps, self.plans, self.pace = 0, 0, Pace()
+        self.steps, self.fits, self.timer = 0, 0, StepTimer()
         self.step_seconds: float | None = None
         self.before = 0.0  # seconds of the run before this process
         self.agree_at = 0  # the step after which the ranks agree next
@@ -66,12 +68,12 @@ class Clock:
             return NOTHING
         known = self.step_seconds
         measured = ranks.first and self.measure(state)
-        plan = measured and self.plan_is_off(state)
-        speed = plan or (measured and known is None)
+        refit = measured and self.refit_is_due(state)
+        speed = refit or (measured and known is None)
         save = ranks.first and self.clock() - self.saved > 60 * c.save_minutes
         log = ranks.first and self.clock() - self.lapped > LOG_SECONDS
         pause = self.steps_between(ranks) if ranks.first else 0
-        *due, pause = ranks.highest(stop.number, speed, plan, save, log, pause)
+        *due, pause = ranks.highest(stop.number, speed, refit, save, log, pause)
         self.agree_at = state.step + pause
         return Due(*map(bool, due))
 
@@ -84,60 +86,60 @@ class Clock:
     def measure(self, state: TrainState) -> bool:
         """Whether ``step_seconds`` was measured anew at this step.
 
-        With --max-minutes two measurements have to agree, and it goes on until the second plan.
+        With --max-minutes two measurements have to agree, and it goes on until the second fit.
         """
-        if self.step_seconds is not None and self.plans != 1:
+        if self.step_seconds is not None and self.fits != 1:
             return False
         self.steps += 1
         if self.steps <= SETTLE_STEPS:
-            self.pace.begin(self.work(state), self.now())
+            self.timer.begin(self.work(state), self.now())
             return False
         if not self.enough(state):
             return False
         minutes = state.config.train.max_minutes
-        agreed = self.pace.end(self.work(state), self.now())
-        patient = self.plans or self.clock() - self.began < PATIENCE * 60 * minutes
+        agreed = self.timer.end(self.work(state), self.now())
+        patient = self.fits or self.clock() - self.began < PATIENCE * 60 * minutes
         if agreed is None and minutes and patient:
             return False
-        self.step_seconds = agreed or self.pace.seconds
+        self.step_seconds = agreed or self.timer.seconds
         return True
 
     def enough(self, state: TrainState) -> bool:
         """Whether this measurement of the throughput has taken long enough."""
-        minutes, (done, since) = state.config.train.max_minutes, self.pace.began
+        minutes, (done, since) = state.config.train.max_minutes, self.timer.began
         seconds = self.clock() - since
         if not minutes:
             return seconds >= SPEED_SECONDS
-        if not self.plans:
+        if not self.fits:
             return seconds >= min(SCHEDULE_SECONDS, 3 * minutes) / 2  # twice: 5 % at most
         steps = self.work(state) - done
         return seconds >= 60 * minutes / PARTS or steps >= state.schedule.total_steps / PARTS
 
     def work(self, state: TrainState) -> float:
         """The steps up to this one, and the validations before it in units of steps."""
-        return state.step + state.validations.cost_up_to(state.step - 1)
+        return state.step + state.validation_schedule.cost_up_to(state.step - 1)
 
-    def plan_is_off(self, state: TrainState) -> bool:
-        """Whether --max-minutes needs a schedule, or another than the one planned here, once."""
+    def refit_is_due(self, state: TrainState) -> bool:
+        """Whether --max-minutes needs a schedule, or, once, another than the one fitted here."""
         if not state.config.train.max_minutes or state.schedule is None:
             return state.schedule is None
-        return self.plans == 1 and not agree(self.total_steps(state), state.schedule.total_steps)
+        return self.fits == 1 and not agree(self.total_steps(state), state.schedule.total_steps)
 
     def fit_schedule(self, state: TrainState) -> LRSchedule:
         """The longest schedule that ends within --max-minutes, or the rest of an earlier one."""
-        c, self.plans = state.config.train, self.plans + 1
+        c, self.fits = state.config.train, self.fits + 1
         total = state.ranks.from_first(lambda: self.total_steps(state))
         if state.schedule is None:
             return LRSchedule.over(total, c.warmup_steps, c.decay)
-        return state.schedule.replan(state.step, total)
+        return state.schedule.refit(state.step, total)
 
     def total_steps(self, state: TrainState) -> int:
         """The steps of the run that ends in time."""
         c, step = state.config.train, state.step
-        left = self.steps_left(c.max_minutes, step, state.validations)
+        left = self.steps_left(c.max_minutes, step, state.validation_schedule)
         return min(step + left, state.epochs.limit(c))
 
-    def steps_left(self, max_minutes: float, step: int, validations: Validations) -> int:
+    def steps_left(self, max_minutes: float, step: int, validations: ValidationSchedule) -> int:
         """How many more steps fit after this one, with their validations."""
         seconds = 60 * max_minutes * (1 - RESERVE) - (self.clock() - self.began)
         budget = max(0.0, seconds / self.step_seconds)  # in training steps

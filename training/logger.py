@@ -18,10 +18,10 @@ from training.clock import Clock
 from training.events import EventWriter
 from training.nonfinite import StepResult
 from training.outputs import Outputs, dispensable
-from training.plan import Size
 from training.screen import footer, header, listed_scores, rate, time_left
 from training.state import TrainState
 from training.validate import HeldOutLosses, Preview
+from training.validation_schedule import Size
 from utils import images, runs
 from utils.devices import peak_memory
 from utils.names import RECORD
@@ -126,7 +126,7 @@ class Logger:
         return f"Train :: Epoch: {max(self.state.step - 1, 0) // per_epoch + 1}/{epochs}"
 
     def total(self) -> int | None:
-        """Steps of the run; None where it is limited by time and not planned yet."""
+        """Steps of the run; None where it is limited by time and not scheduled yet."""
         return self.state.schedule.total_steps if self.state.schedule else None
 
     def add_step(self, result: StepResult) -> None:

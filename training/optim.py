@@ -133,7 +133,7 @@ class LRSchedule:
         """A schedule whose warm-up takes at most a tenth of it."""
         return cls(total_steps, min(warmup_steps, total_steps // 10), decay)
 
-    def replan(self, step: int, total_steps: int) -> Self:
+    def refit(self, step: int, total_steps: int) -> Self:
         """Another end: what is left of the curve after this step, stretched or compressed to it."""
         return replace(self, total_steps=total_steps, replanned=(step, self.total_steps))
 

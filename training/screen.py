@@ -11,8 +11,8 @@ from torch import Tensor
 
 from data import ImageSet, report
 from models.summary import Layer
-from training.plan import AT_END
 from training.state import TrainState
+from training.validation_schedule import AT_END
 from utils.devices import device_name, has_bf16, peak_memory
 from utils.process import StopSignal, command, shell
 from utils.progress import duration
@@ -72,19 +72,19 @@ def schedule(state: TrainState) -> str:
 
 def validation(state: TrainState, tests: int) -> str:
     """After which steps, on what, and the share of the run, as far as its end is known."""
-    plan, known = state.validations, state.schedule
+    validations, known = state.validation_schedule, state.schedule
     total = known.total_steps if known else math.inf
-    most = plan.size(total if known else plan.steady, last=True)
+    most = validations.size(total if known else validations.steady, last=True)
     loss = f"held-out loss of {min(most.points, tests):,} images, " if tests else ""
-    share = f"; about {plan.share(state.step, total):.1%} of the time" if known else ""
-    early = "" if plan.when(state.step, total) == AT_END else ", fewer early on"
-    return f"{plan.when(state.step, total)}: {loss}{most.samples} samples{early}{share}"
+    share = f"; about {validations.share(state.step, total):.1%} of the time" if known else ""
+    early = "" if validations.when(state.step, total) == AT_END else ", fewer early on"
+    return f"{validations.when(state.step, total)}: {loss}{most.samples} samples{early}{share}"
 
 
 def time_left(state: TrainState, step_seconds: float) -> str:
     """The throughput, once it is known, and when the run will be done."""
     steps = state.schedule.total_steps - state.step
-    validations = state.validations.cost_within(state.step, state.schedule.total_steps)
+    validations = state.validation_schedule.cost_within(state.step, state.schedule.total_steps)
     seconds = (steps + validations) * step_seconds
     speed = rate(state.epochs.batch_size / step_seconds)
     return f"{speed}: {steps:,} more steps, {estimated_end(seconds)}"
@@ -103,9 +103,9 @@ def forecast_lines(
     extractor: seconds before the first step, for the feature extractor of the scores.
     """
     total, step = state.schedule.total_steps, state.step
-    validations = state.validations.cost_within(step, total)
+    validations = state.validation_schedule.cost_within(step, total)
     seconds = (total - step + validations) * step_seconds
-    share = state.validations.share(step, total)
+    share = state.validation_schedule.share(step, total)
     of = "validation and scores" if state.config.train.score_every else "validation"
     one = sum(value.nbytes for _, value in walk(state.state_dict()) if isinstance(value, Tensor))
     keep, best = state.config.train.keep, 2 if state.config.train.score_every else 1

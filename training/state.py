@@ -15,9 +15,9 @@ from data import ImageSet
 from diffusion import GaussianDiffusion, LossMoments, make_diffusion, value_prior
 from models import PowerEMA, UNet, check_size
 from training.optim import OPTIMIZERS, LRSchedule
-from training.plan import Validations
 from training.pretrained import Pretrained
 from training.resume import Resumed
+from training.validation_schedule import ValidationSchedule
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
@@ -91,7 +91,7 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     epochs: Epochs
     ranks: Ranks
-    validations: Validations
+    validation_schedule: ValidationSchedule
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
     seconds: float = 0.0  # that the run has taken, see Clock.seconds
@@ -127,8 +127,8 @@ class TrainState:
                 group["initial_lr"] = group["lr"]
         ema = PowerEMA(model, c.ema_power, c.ema_decay)
         epochs = Epochs(images, c.batch_size, c.min_epoch_images)
-        validations = Validations.of(config)
-        state = cls(config, diffusion, model, model, ema, optimizers, epochs, ranks, validations)
+        objects = (config, diffusion, model, model, ema, optimizers, epochs, ranks)
+        state = cls(*objects, ValidationSchedule.of(config))
         state.skipped = state.skipped.to(device)
         state.loss_by_quartile = state.loss_by_quartile.to(device)
         if c.importance_sampling:
@@ -175,12 +175,12 @@ class TrainState:
 
     @property
     def validation_due(self) -> bool:
-        return self.finished or self.validations.due(self.step)
+        return self.finished or self.validation_schedule.due(self.step)
 
     @property
     def score_due(self) -> bool:
         last = self.finished and self.config.train.score_every
-        return bool(last or self.validations.score_due(self.step))
+        return bool(last or self.validation_schedule.score_due(self.step))
 
     @property
     def density(self) -> Tensor | None:

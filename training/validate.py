@@ -21,8 +21,8 @@ from diffusion import (
     x0_errors,
 )
 from diffusion.validation import LEAST
-from training.plan import POINTS, ROWS, Size, grid_of
 from training.state import TrainState
+from training.validation_schedule import POINTS, ROWS, Size, grid_of
 from utils.devices import autocast
 from utils.progress import Progress
 from utils.seeding import permutation
@@ -133,7 +133,7 @@ class Validation:
 
     def size(self, state: TrainState) -> Size:
         """How much is measured now."""
-        return state.validations.size(state.step, state.finished)
+        return state.validation_schedule.size(state.step, state.finished)
 
 
 def held_out(

@@ -1,4 +1,4 @@
-"""The speed of training, measured again and again: what a plan for --max-minutes is made from.
+"""Seconds per training step, measured again and again: what --max-minutes is scheduled from.
 
 A machine that sleeps, or computes something else for a while, makes one measurement wrong. So a
 speed counts only where two measurements in a row agree on it.
@@ -7,7 +7,7 @@ speed counts only where two measurements in a row agree on it.
 AGREE = 1.2  # two numbers agree within this factor
 
 
-class Pace:
+class StepTimer:
     """Seconds for a training step; a validation counts as so many steps of work."""
 
     def __init__(self) -> None:

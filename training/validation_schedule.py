@@ -36,7 +36,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Validations:
+class ValidationSchedule:
     """Every so many steps, and with ``early`` before that at FIRST, 2 FIRST, 4 FIRST, ... steps.
 
     A function of the configuration alone: a resumed run validates where an unbroken one does, and
@@ -61,7 +61,7 @@ class Validations:
     def of(cls, config: Config) -> Self:
         """Those of --eval-every and --score-every; auto: as often as SHARE allows."""
         c, (rows, columns) = config.train, grid_of(config)
-        plan = cls(
+        schedule = cls(
             every=c.eval_every or FIRST,
             early=not c.eval_every,
             batch_size=c.batch_size,
@@ -72,7 +72,7 @@ class Validations:
             score_every=c.score_every,
             score_images=c.score_images,
         )
-        return plan.spaced() if plan.early else plan
+        return schedule.spaced() if schedule.early else schedule
 
     def spaced(self) -> Self:
         """As often as whole validations may come."""
