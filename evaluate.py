@@ -26,7 +26,7 @@ from torch import Tensor
 
 from config import ConfigError, Parser, flag, typed_path
 from data import ImageSet, Loading, load_splits
-from diffusion import SAMPLERS, Sampler, generate
+from diffusion import SAMPLERS, Sampler, generate_with_progress
 from evaluation import likelihood
 from evaluation.compare import compare_runs, folder_name, read_runs
 from evaluation.features import (
@@ -54,7 +54,6 @@ from utils.distributed import Ranks, joined
 from utils.files import check_writable
 from utils.images import to_uint8
 from utils.process import exit_code
-from utils.progress import Progress
 from utils.pytree import digest
 
 SECTIONS = ("scores", "memory", "held-out", "bits")
@@ -218,10 +217,16 @@ def timed_samples(
         return model.network(x, t, y)
 
     counting, labels = replace(model, network=counted), None if y is None else y[own.to(y.device)]
-    options = {"seed": args.seed, "batch_size": args.batch_size}
-    total = len(own) * sampler.steps
-    with Progress("sampling", total, "steps of an image", silent=ranks.silent) as progress:
-        (x_0,) = generate(counting, sampler, own, labels, **options, progress=progress.update)
+    (x_0,) = generate_with_progress(
+        "sampling",
+        counting,
+        sampler,
+        own,
+        labels,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        silent=ranks.silent,
+    )
     samples = ranks.gather(to_uint8(x_0))
     seconds = (time.monotonic() - started) * 1000 / args.num
     return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}

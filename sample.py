@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
-from diffusion import Sampler, generate, spread
+from diffusion import Sampler, evenly_spaced, generate_with_progress
 from training.trained import (
     NUM,
     RUN_ROOT,
@@ -44,7 +44,6 @@ from utils.errors import InputError
 from utils.files import check_writable, new_folders, whole_file
 from utils.labels import match_classes
 from utils.process import exit_code
-from utils.progress import Progress
 
 __all__ = ["TrainedModel", "load"]
 
@@ -115,12 +114,17 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
     print(f"{describe(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
 
     labels = None if args.labels is None else args.labels[own]
-    options = {"seed": args.seed, "batch_size": args.batch_size}
-    keep = spread(sampler.steps, FRAMES) if "gif" in args.formats else ()
-    total = len(own) * sampler.steps
-    with Progress("sampling", total, "steps of an image", silent=ranks.silent) as progress:
-        options |= {"keep": keep, "progress": progress.update}
-        states = generate(model, sampler, own, labels, **options)
+    states = generate_with_progress(
+        "sampling",
+        model,
+        sampler,
+        own,
+        labels,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        keep=evenly_spaced(sampler.steps, FRAMES) if "gif" in args.formats else (),
+        silent=ranks.silent,
+    )
     frames = [ranks.gather(x) for x in states]
     if ranks.first:
         with new_folders(args.folder):

@@ -35,7 +35,7 @@ from training.nonfinite import (
     replay,
     skip_if_not_finite,
 )
-from training.outputs import dispensable
+from training.outputs import warn_on_error
 from training.screen import forecast_lines
 from training.setup import CACHE, CLASSIFIERS, Args, data_record, describe, load_data, parse_args
 from training.state import TrainState
@@ -145,16 +145,16 @@ def show(
     notes: dict[str, Any],
 ) -> None:
     """Samples, scores, EMA weights alone: once the checkpoint is there, as none is worth a run."""
-    with dispensable("no samples"):
+    with warn_on_error("no samples"):
         logger.write_pictures(*validation.draw(state))
     if scorer and state.score_due:
         before = state.best_score
-        with dispensable("no scores"):
+        with warn_on_error("no scores"):
             logger.write_scores(score_samples(state, scorer))
         if state.best_score != before:
             run.save(state, notes)  # which is kept from now on
     if state.config.train.keep_ema:
-        with dispensable("cannot keep the EMA weights"):
+        with warn_on_error("cannot keep the EMA weights"):
             run.save_ema(state, notes)
 
 
@@ -217,7 +217,7 @@ def make_scorer(
         share = state.validation_schedule.score_share()
         every = f"{c.score_images:,} samples every {c.score_every:,} steps and at the end"
         print(f"{'scores':12}{every}, about {share:.1%} of a long run", flush=True)
-        with dispensable("no scores"):
+        with warn_on_error("no scores"):
             return Scorer.of(sets, c.score_images, conditional, args.run_root / CLASSIFIERS)
     return None
 

@@ -31,9 +31,11 @@ from benchmarks.trials import (
     side_by_side,
 )
 from config import Parser
-from evaluation.scores import MIN_FOR_FID
+from evaluation.scores import PER_FEATURE
+from models.classifier import WIDTHS
 
 MINUTES = (3, 10, 25)
+MIN_FOR_FID = PER_FEATURE * WIDTHS[-1]  # samples, in the features of the classifier
 TEXTBOOK = (  # Ho et al. 2020 as tutorials write it
     "--prediction eps --loss simple --schedule linear --num-classes 0 --batch-size 128 "
     "--optimizer adamw --lr 2e-4 --warmup-steps 0 --decay constant --ema-decay 0.9999 --ema-power 8"

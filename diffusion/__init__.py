@@ -1,13 +1,15 @@
 """The diffusion process and its samplers; independent of architecture, data and configuration."""
 
-from diffusion.gaussian import LOSSES, PREDICTIONS, GaussianDiffusion, make_diffusion
-from diffusion.generate import DiffusionModel, generate, spread
+from diffusion.gaussian import PREDICTIONS, GaussianDiffusion, make_diffusion
+from diffusion.generate import DiffusionModel, evenly_spaced, generate, generate_with_progress
+from diffusion.held_out import HeldOut, held_out_losses, repeated
 from diffusion.importance import LossMoments
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
+from diffusion.losses import LOSSES
 from diffusion.pixels import value_prior
-from diffusion.samplers import SAMPLERS, VARIANCES, Sampler, guided, last, options_of, uniform_grid
+from diffusion.samplers import SAMPLERS, Sampler, guided, last, options_of, uniform_grid
 from diffusion.schedules import SCHEDULES, make_alphas
-from diffusion.validation import HeldOut, held_out_losses, repeated
+from diffusion.variance import VARIANCES
 
 __all__ = [
     "LOSSES",
@@ -23,7 +25,9 @@ __all__ = [
     "LossMoments",
     "Sampler",
     "bounds",
+    "evenly_spaced",
     "generate",
+    "generate_with_progress",
     "guided",
     "held_out_losses",
     "last",
@@ -31,7 +35,6 @@ __all__ = [
     "make_diffusion",
     "options_of",
     "repeated",
-    "spread",
     "uniform_grid",
     "value_prior",
     "x0_errors",

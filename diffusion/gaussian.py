@@ -1,42 +1,41 @@
-"""The forward process q, its posterior, parameterizations and losses (Ho et al. 2020, Secs. 2-3).
+"""The forward process q, its posterior, the parameterizations (Ho et al. 2020, Secs. 2-3).
 
 t = 1 ... T as the paper counts, t = 0 is the clean image: every array has T + 1 entries, and
 ``alpha_bar[0] == 1``. Coefficients are float64, on the CPU, and cast where they meet an image.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from diffusion.pixels import discretised_nll, pixel_mean
+from diffusion.losses import LOSSES, bound_terms, timestep_density
+from diffusion.pixels import pixel_mean
 from diffusion.schedules import make_alphas
+from diffusion.tensors import Model, Time, expand
+from diffusion.variance import single_steps
 from utils.devices import real_dtype
 
-Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) -> its prediction
-Time = Tensor | int  # t: (B,) int64, or one t for all
 TABLES = ("signal", "sigma", "loss_weight", "density", "step", "value_prior")  # on the device
 
 PREDICTIONS = ("x0", "eps", "v")
-MIN_SNR_GAMMA = 5.0
 LEAST_SIGNAL = 1e-10  # alpha_bar_T from which eps can be learnt: x_0 = (x_T - b eps) / a
 VLB_WEIGHT = 1e-3  # of the bound in L_hybrid (Nichol & Dhariwal 2021, Sec. 3.1)
-MIN_VARIANCE = 1e-8  # learned at s = 0: a fortieth of a pixel's bin
 
 
 class Estimate(NamedTuple):
-    """What the network says of x_t: x̂_θ(x_t, t), and what it was made from; (B, C, H, W) each.
+    """The network's estimate of x_0 from x_t, x̂_θ(x_t, t); (B, C, H, W) each.
 
-    v: where it learns the variance, see ``GaussianDiffusion.learned_variance``. located: of
-    discrete pixels, the estimate before it was drawn to their values.
+    v: the network's variance output, where it learns one, see variance.interpolate_variance.
+    continuous: of discrete pixels, the estimate before the posterior mean over pixel values.
     """
 
     x_0: Tensor
     v: Tensor | None = None
-    located: Tensor | None = None
+    continuous: Tensor | None = None
 
 
 class GaussianDiffusion:
@@ -163,23 +162,23 @@ class GaussianDiffusion:
 
     def predict(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The estimate of ``target``, from the network's output."""
-        located = self.locate(output, x_t, t)
-        return self.round_x0(located, t) if self.discrete_pixels else located
+        continuous = self.predict_continuous(output, x_t, t)
+        return self.round_x0(continuous, t) if self.discrete_pixels else continuous
 
-    def locate(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """``predict``, but for the values that a pixel can have."""
+    def predict_continuous(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """``predict`` before ``round_x0``: the same, but of discrete pixels."""
         return self.precondition_x0(output, x_t, t) if self.precondition else output
 
-    def round_x0(self, located: Tensor, t: Time) -> Tensor:
+    def round_x0(self, continuous: Tensor, t: Time) -> Tensor:
         """The posterior mean of x_0 among the 256 values, with the gradient of the identity.
 
-        The squared error then has the gradient of a convex loss of ``located``, the one that
+        The squared error then has the gradient of a convex loss of ``continuous``, the one that
         matches this link function: where a pixel is surely black, the network need not say exactly
         -1, but anything below, and errors smaller than the distance of two values cost nothing.
         """
-        a, b = self.scales(t, located)
-        mean = pixel_mean(located.detach(), b / a, self.value_prior)
-        return located + (mean - located).detach() if located.requires_grad else mean
+        a, b = self.scales(t, continuous)
+        mean = pixel_mean(continuous.detach(), b / a, self.value_prior)
+        return continuous + (mean - continuous).detach() if continuous.requires_grad else mean
 
     def precondition_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """c_skip x_t + c_out F (Karras et al. 2022, Eq. 7), with a x_t + b F.
@@ -189,10 +188,6 @@ class GaussianDiffusion:
         """
         a, b = self.scales(t, x_t)
         return a * x_t + b * output
-
-    def predict_x0(self, output: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """x̂_θ(x_t, t), the estimate of x_0, from the network's output."""
-        return self.solve_x0(self.predict(output, x_t, t), x_t, t)
 
     def solve_x0(self, prediction: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x_0 from ``target`` or its estimate."""
@@ -206,13 +201,13 @@ class GaussianDiffusion:
         return self.estimate(model, x_t, t, clip).x_0
 
     def estimate(self, model: Model, x_t: Tensor, t: Time, clip: bool) -> Estimate:
-        """``denoise``, and what the network says of the variance."""
+        """``denoise``, with the network's variance output."""
         times = t if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
         output, v = self.split(model(x_t, times).to(x_t.dtype))  # from bfloat16
-        located = self.locate(output, x_t, t)
+        continuous = self.predict_continuous(output, x_t, t)
         if self.discrete_pixels:
-            return Estimate(self.round_x0(located, t), v, located)
-        x_0 = self.solve_x0(located, x_t, t)
+            return Estimate(self.round_x0(continuous, t), v, continuous)
+        x_0 = self.solve_x0(continuous, x_t, t)
         return Estimate(x_0.clamp(-1, 1) if clip else x_0, v)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -221,11 +216,6 @@ class GaussianDiffusion:
         Without a learned variance the output (B, C, H, W) is the prediction alone.
         """
         return output.chunk(2, dim=1) if self.learn_variance else (output, None)
-
-    def learned_variance(self, v: Tensor, t: Time, s: Time) -> Tensor:
-        """sigma^2 of p(x_s | x_t) of each pixel; see ``interpolate_variance``. t, s on the CPU."""
-        low = torch.as_tensor(self.posterior_variance(t, s)).clamp(min=MIN_VARIANCE)
-        return interpolate_variance(v, low.log(), torch.as_tensor(self.step_variance(t, s)).log())
 
     def predict_noise(self, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The noise in x_t if the clean image is x_0 (Eq. 4 solved for eps)."""
@@ -244,27 +234,13 @@ class GaussianDiffusion:
         output, v = self.split(model(x_t, t).to(x_0.dtype))  # from bfloat16
         prediction = self.predict(output, x_t, t)
         if v is not None and self.loss == "kl":
-            return self.bound_terms(x_0, t, Estimate(self.solve_x0(prediction, x_t, t), v))
+            return bound_terms(self, x_0, t, self.solve_x0(prediction, x_t, t), v)
         error = (prediction - self.target(x_0, noise, t)).square().flatten(1).mean(1)
         losses = self.loss_weight[t].to(error.dtype) * error
         if v is None:
             return losses
-        fixed = Estimate(self.solve_x0(prediction.detach(), x_t, t), v)
-        return losses + VLB_WEIGHT * self.timesteps * self.bound_terms(x_0, t, fixed)
-
-    def bound_terms(self, x_0: Tensor, t: Tensor, estimate: Estimate) -> Tensor:
-        """The bound's term at t (B,) with the learned variance, in nats per dimension, (B,).
-
-        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at the first t, -log p(x_0 | x_t).
-        """
-        low, high, of_x_0 = self.step[:, t]
-        sigma2 = interpolate_variance(estimate.v, low, high)
-        ratio = expand(low.exp(), x_0) / sigma2
-        of_means = (expand(of_x_0, x_0) * (x_0 - estimate.x_0)).square() / sigma2
-        kl = (ratio - 1 - ratio.log() + of_means) / 2
-        nll = discretised_nll(x_0, estimate.x_0, sigma2).to(kl.dtype)
-        first = (t == self.first_timestep).view(-1, *[1] * (x_0.ndim - 1))
-        return torch.where(first, nll, kl).flatten(1).mean(1)
+        fixed = self.solve_x0(prediction.detach(), x_t, t)
+        return losses + VLB_WEIGHT * self.timesteps * bound_terms(self, x_0, t, fixed, v)
 
     def sample_timesteps(
         self, batch_size: int, generator: Generator, density: Tensor | None = None
@@ -284,114 +260,23 @@ class GaussianDiffusion:
         return t, (1 / (self.count_trained(self.timesteps) * density[t])).float()
 
 
-def timestep_density(diffusion: GaussianDiffusion, loss: str) -> Tensor:
-    """The probability of each t in training, (T + 1,): uniform, except for the bound.
-
-    The terms of the bound differ greatly in size. Half of its samples are drawn in proportion to
-    the drop of log(1 + SNR), which approximates the term of a trained network at t.
-    """
-    t = torch.arange(1, diffusion.timesteps + 1)
-    trained = (t >= diffusion.first_timestep).double()
-    density = trained / trained.sum()
-    if loss == "kl":
-        nats = -(1 - diffusion.alpha_bar[1:]).log()  # log(1 + SNR)
-        drop = F.pad(nats[:-1] - nats[1:], (1, 0))
-        drop[0] = drop[1]  # at t = 1 the drop is infinite
-        density = (density + trained * drop / (trained * drop).sum()) / 2
-    return F.pad(density, (1, 0))
-
-
-def single_steps(diffusion: GaussianDiffusion) -> Tensor:
-    """Of the step t -> t - 1, from the first t to 0: log sigma^2, log beta, the weight of x_0.
-
-    (3, T + 1); sigma^2 is that of the posterior, at least MIN_VARIANCE. Computed here in float64,
-    as differences of alpha_bar lose all their digits in float32.
-    """
-    t = torch.arange(1, diffusion.timesteps + 1)
-    s = torch.where(t == diffusion.first_timestep, 0, t - 1)
-    low = diffusion.posterior_variance(t, s).clamp(min=MIN_VARIANCE).log()
-    rows = torch.stack([low, diffusion.step_variance(t, s).log(), diffusion.weight_of_x0(t, s)])
-    return F.pad(rows, (1, 0))
-
-
-def interpolate_variance(v: Tensor, log_low: Tensor, log_high: Tensor) -> Tensor:
-    """exp(u log beta + (1 - u) log sigma^2), u = (v + 1) / 2 (Nichol & Dhariwal 2021, Eq. 15).
-
-    v (B, C, H, W); of the posterior's and of beta, one value or (B,). At s = 0 the posterior has no
-    width: there it is between MIN_VARIANCE and beta.
-    """
-    low, high = (expand(log, v).expand_as(v) for log in (log_low, log_high))
-    return torch.lerp(low, high, (v + 1) / 2).exp()
-
-
 def make_diffusion(
     schedule: str,
     timesteps: int,
-    alphas: Sequence[float],
-    prediction: str,
-    precondition: bool,
-    loss: str,
-    first_timestep: int,
+    alphas: Sequence[float] = (),
+    prediction: str = "v",
+    precondition: bool = False,
+    loss: str = "simple",
+    first_timestep: int = 1,
     log_snr: Sequence[float] = (),
     zero_terminal: bool = False,
     discrete_pixels: bool = False,
     learn_variance: bool = False,
 ) -> GaussianDiffusion:
-    """The process of a configuration. Raises ValueError as make_alphas and the process do."""
+    """The process of a named schedule, or with "manual" of hand-set alphas.
+
+    Arguments: see make_alphas and GaussianDiffusion, whose ValueErrors it raises.
+    """
     hand_set = make_alphas(schedule, timesteps, alphas, log_snr, zero_terminal)
     options = {"discrete_pixels": discrete_pixels, "learn_variance": learn_variance}
     return GaussianDiffusion(hand_set, prediction, precondition, loss, first_timestep, **options)
-
-
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """One value, or one per image (B,) as (B, 1, ..., 1), in the dtype of ``like``.
-
-    One value meets images of any device. One per pixel stays as it is.
-    """
-    values = values.to(like.dtype)
-    if values.ndim == like.ndim:
-        return values
-    return values.to(like.device).view(-1, *[1] * (like.ndim - 1)) if values.ndim else values
-
-
-# Losses differ only in their weight on t. Each function returns it for the squared error of the
-# parameterization, (T + 1,); the entry at t = 0 is never used.
-
-
-def simple(diffusion: GaussianDiffusion) -> Tensor:
-    """No weight: Eq. 14, where the network predicts the noise."""
-    return torch.ones_like(diffusion.alpha_bar)
-
-
-def kl(diffusion: GaussianDiffusion) -> Tensor:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) = |mu - mu_hat|^2 / (2 sigma^2(t)) (Eqs. 5, 8).
-
-    The means differ by their coefficient of x_0. At t = 1 the posterior has no width, and
-    sigma^2(2) stands in, as in Ho et al.'s code.
-    """
-    t = torch.arange(1, diffusion.timesteps + 1)
-    sigma2 = diffusion.posterior_variance(t, t - 1)
-    sigma2[0] = sigma2[1]
-    of_x_0 = diffusion.weight_of_x0(t, t - 1)
-    return F.pad(of_x_0**2 / (2 * sigma2), (1, 0)) / output_scale(diffusion)
-
-
-def min_snr(diffusion: GaussianDiffusion) -> Tensor:
-    """min(SNR, 5) on the error of x_0 (Hang et al. 2023, Eq. 8)."""
-    t = torch.arange(1, diffusion.timesteps + 1)
-    weight = diffusion.snr(t).clamp(max=MIN_SNR_GAMMA)
-    return F.pad(weight, (1, 0)) / output_scale(diffusion)
-
-
-def output_scale(diffusion: GaussianDiffusion) -> Tensor:
-    """Squared error of the parameterization per that of x_0: x0 1, eps SNR, v SNR + 1."""
-    t = torch.arange(1, diffusion.timesteps + 1)
-    snr = F.pad(diffusion.snr(t), (1, 0), value=1.0)
-    return {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[diffusion.prediction]
-
-
-LOSSES: dict[str, Callable[[GaussianDiffusion], Tensor]] = {
-    "kl": kl,
-    "simple": simple,
-    "min-snr": min_snr,
-}

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
-from diffusion.samplers import LabeledModel, Sampler, uniform_grid
+from diffusion.samplers import Sampler, uniform_grid
+from diffusion.tensors import LabeledModel
 from utils.errors import StoppedError
+from utils.progress import Progress
 from utils.seeding import image_noise
 
 
@@ -51,7 +54,7 @@ class DiffusionModel:
         yield from sampler(network, self.diffusion, x, grid, randn, self.x0_error)
 
 
-def spread(steps: int, count: int) -> set[int]:
+def evenly_spaced(steps: int, count: int) -> set[int]:
     """At most ``count`` of the states 0 (x_T) ... steps (x_0), evenly, ends included."""
     return set(torch.linspace(0, steps, min(steps + 1, count)).round().int().tolist())
 
@@ -98,6 +101,21 @@ def generate(
             raise not_finite(model, sampler, list(islice(again, found.index(False))), y, start)
         batches.append(kept)
     return [torch.cat(states) for states in zip(*batches, strict=True)]
+
+
+def generate_with_progress(
+    title: str,
+    model: DiffusionModel,
+    sampler: Sampler,
+    indices: Sequence[int],
+    labels: Tensor | None = None,
+    silent: bool = False,
+    **options: Any,
+) -> list[Tensor]:
+    """``generate`` under a progress bar of this title; silent: without."""
+    total = len(indices) * sampler.steps
+    with Progress(title, total, "steps of an image", silent=silent) as progress:
+        return generate(model, sampler, indices, labels, progress=progress.update, **options)
 
 
 def not_finite(

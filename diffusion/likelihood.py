@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import Estimate, GaussianDiffusion, expand
+from diffusion.gaussian import Estimate, GaussianDiffusion
 from diffusion.generate import ignore
+from diffusion.losses import bound_density, gaussian_kl, log1p_snr
 from diffusion.pixels import HALF_BIN, discretised_nll, pixel_nll
-from diffusion.samplers import VARIANCES, LabeledModel, uniform_grid
+from diffusion.samplers import uniform_grid
+from diffusion.tensors import LabeledModel, expand
+from diffusion.variance import VARIANCES, learned_variance
 from utils.devices import double
 
 CHUNK = 256  # images per network evaluation
@@ -42,7 +45,7 @@ class Denoiser:
     progress: Callable[[int], object] = ignore
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Estimate:
-        """What the network says of x_t, each at its own t (N,), in chunks; (N, C, H, W)."""
+        """The network's estimate of x_0 from x_t (N, C, H, W), each at its t (N,), in chunks."""
         estimates, network = [], self.network
         for x, n, own in zip(*(part.split(CHUNK) for part in (x_t, t, y)), strict=True):
             found = self.diffusion.estimate(lambda x, t, y=own: network(x, t, y), x, n, self.clip)
@@ -120,7 +123,7 @@ def bounds(
     kl: dict[str, list[Tensor]] = {}
     for jumps, importance in zip(which.T, weight.T, strict=True):
         t, s = grid[jumps], grid[jumps + 1]
-        found = estimate(model, images, t, generator)
+        found = estimate_at(model, images, t, generator)
         squared = double(x_0 - found.x_0).square()
         for name in variances(diffusion):
             sigma2 = VARIANCES[name](diffusion, t, s, model.x0_error, found.v)
@@ -149,16 +152,15 @@ def sample_jumps(
 ) -> tuple[Tensor, Tensor]:
     """Which jumps to evaluate for each image, and their importance weights: (N, K) both.
 
-    All but the last where there are at most ``terms``. Else a stratified sample from a density that
-    is half uniform, half proportional to the drop of log(1 + SNR).
+    All but the last where there are at most ``terms``. Else a stratified sample, see
+    ``bound_density``.
     """
     count = len(grid) - 2
     if count <= terms:
         every_jump = torch.arange(count, device=grid.device).expand(images, count)
         return every_jump, torch.ones_like(every_jump, dtype=torch.float64)
-    nats = -(1 - diffusion.alpha_bar[grid[:-1]]).log()
-    drop = nats[1:] - nats[:-1]
-    density = (1 / count + drop / drop.sum()) / 2
+    nats = log1p_snr(diffusion.alpha_bar[grid[:-1]])
+    density = bound_density(1 / count, nats[1:] - nats[:-1])
     order = torch.randperm(images, generator=generator)
     offset = torch.rand((), generator=generator)  # else one image would always meet the same jumps
     u = ((order[:, None] + offset) / images + torch.arange(terms)) / terms
@@ -166,8 +168,8 @@ def sample_jumps(
     return which, 1 / (terms * density[which])
 
 
-def estimate(model: Denoiser, images: Images, t: Tensor, generator: torch.Generator) -> Estimate:
-    """What the network says of x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
+def estimate_at(model: Denoiser, images: Images, t: Tensor, generator: torch.Generator) -> Estimate:
+    """The estimate of x_0 from x_t ~ q(x_t | x_0), t (N,); the noise is generated on the CPU."""
     x_0, y = images
     noise = torch.randn(x_0.shape, generator=generator).to(x_0)
     t = t.to(x_0.device)
@@ -187,10 +189,9 @@ def kl_terms(
 
     From the squared error of x_0 of each pixel and p's sigma^2, (N,) or (N, C, H, W).
     """
-    sigma2 = expand(double(sigma2), squared)
-    ratio = expand(diffusion.posterior_variance(t, s), squared) / sigma2
-    of_means = expand(diffusion.weight_of_x0(t, s) ** 2, squared) * squared / sigma2
-    return (ratio - 1 - ratio.log() + of_means) / 2
+    of_q = expand(diffusion.posterior_variance(t, s), squared)
+    of_means = expand(diffusion.weight_of_x0(t, s) ** 2, squared) * squared
+    return gaussian_kl(of_means, of_q, expand(double(sigma2), squared))
 
 
 # The last jump; the errors of x_0, from which "optimal" is computed.
@@ -205,10 +206,10 @@ def decoder_terms(
     """
     (x_0, _), diffusion = images, model.diffusion
     t = uniform_grid(diffusion, steps)[-2]
-    found = estimate(model, images, torch.full((len(x_0),), t), generator)
-    if found.located is not None:
+    found = estimate_at(model, images, torch.full((len(x_0),), t), generator)
+    if found.continuous is not None:
         a, b = diffusion.signal[t], diffusion.sigma[t]
-        nll = pixel_nll(x_0, found.located, b / a, diffusion.value_prior)
+        nll = pixel_nll(x_0, found.continuous, b / a, diffusion.value_prior)
         return dict.fromkeys(variances(diffusion), nll)
     last = last_variances(model, fitted, steps, found.v)
     return {name: discretised_nll(x_0, found.x_0, sigma2) for name, sigma2 in last.items()}
@@ -219,17 +220,17 @@ def last_variances(
 ) -> dict[str, Tensor]:
     """sigma^2 of the decoder for each of VARIANCES; "optimal" is that of the fitted images.
 
-    v: what the network says of it. The posterior variance is 0 at s = 0: that of the jump before is
-    used (as in Ho et al.'s code), and where there is none, beta.
+    v: the network's variance output. The posterior variance is 0 at s = 0: that of the jump before
+    is used (as in Ho et al.'s code), and where there is none, beta.
     """
     (x_0, _), diffusion = fitted, model.diffusion
     t, s = (torch.tensor(n) for n in uniform_grid(diffusion, steps)[-2:])
     before = uniform_grid(diffusion, steps)[-3] if steps > 1 else None
     beta = diffusion.step_variance(t, s)
     posterior = beta if before is None else diffusion.posterior_variance(before, t)
-    found = estimate(model, fitted, t.expand(len(x_0)), torch.Generator().manual_seed(1))
+    found = estimate_at(model, fitted, t.expand(len(x_0)), torch.Generator().manual_seed(1))
     known = {"posterior": posterior, "beta": beta, "optimal": fit_variance(x_0, found.x_0)}
-    return known if v is None else known | {"learned": diffusion.learned_variance(v, t, s)}
+    return known if v is None else known | {"learned": learned_variance(diffusion, t, s, None, v)}
 
 
 def fit_variance(x_0: Tensor, mean: Tensor) -> Tensor:
@@ -254,7 +255,7 @@ def x0_errors(model: Denoiser, images: Images) -> Tensor:
     first, T = diffusion.first_timestep, diffusion.timesteps
     u = (torch.arange(len(x_0)) + 0.5) / len(x_0)
     t = (first + (T - first) * u**2).round().long()
-    estimated = estimate(model, images, t, torch.Generator().manual_seed(2)).x_0
+    estimated = estimate_at(model, images, t, torch.Generator().manual_seed(2)).x_0
     squared = double(x_0 - estimated).square().flatten(1).mean(1).cpu()
     error = squared / (1 - diffusion.alpha_bar[t])
     groups = min(GROUPS, len(x_0))

@@ -20,11 +20,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion, Model, Time, expand
+from diffusion.gaussian import GaussianDiffusion
+from diffusion.tensors import LabeledModel, Model, expand
+from diffusion.variance import VARIANCES
 
 Randn = Callable[[], Tensor]
 Grid = Sequence[int]
-LabeledModel = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x_t, t, y) -> its output
 
 
 @torch.no_grad()
@@ -47,38 +48,6 @@ def ddpm(
             sigma2 = VARIANCES[variance](diffusion, t, s, x0_error, found.v)
             x = x + expand(sigma2.sqrt(), x) * randn()
         yield x
-
-
-def optimal_variance(
-    diffusion: GaussianDiffusion, t: Time, s: Time, x0_error: Tensor | None, _v: Tensor | None
-) -> Tensor:
-    """The sigma^2 that minimises the bound (Bao et al. 2022, Theorem 1).
-
-    The posterior variance plus that of the network's error of x_0. ValueError if not measured.
-    """
-    if x0_error is None:
-        raise ValueError("--variance optimal needs the network's errors: see x0_errors")
-    return diffusion.posterior_variance(t, s) + diffusion.weight_of_x0(t, s) ** 2 * x0_error[t]
-
-
-def learned_variance(
-    diffusion: GaussianDiffusion, t: Time, s: Time, _x0_error: Tensor | None, v: Tensor | None
-) -> Tensor:
-    """The network's own, of every pixel (Nichol & Dhariwal 2021). ValueError if it has none."""
-    if v is None:
-        raise ValueError("--variance learned needs a network that was trained with it")
-    return diffusion.learned_variance(v, t, s)
-
-
-# The choices of sigma^2 for a jump t -> s, from what was measured and what the network says; the
-# first two are of Ho et al. (2020), Sec. 3.2.
-Variance = Callable[[GaussianDiffusion, Time, Time, Tensor | None, Tensor | None], Tensor]
-VARIANCES: dict[str, Variance] = {
-    "posterior": lambda diffusion, t, s, *_: diffusion.posterior_variance(t, s),
-    "beta": lambda diffusion, t, s, *_: diffusion.step_variance(t, s),
-    "optimal": optimal_variance,
-    "learned": learned_variance,
-}
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from utils.devices import double
 from utils.progress import Progress, track
 
 PER_FEATURE = 2  # images for each feature of a covariance
-MIN_FOR_FID = PER_FEATURE * 128  # in the features of the classifier
 MIN_FOR_KID = 50
 K = 3  # nearest neighbours of precision and recall
 NEGATIVE = (

@@ -31,3 +31,8 @@ class GaussianWorld:
     def std(self, t: int) -> Tensor:
         alpha_bar = self.diffusion.alpha_bar[t]
         return (alpha_bar * self.s**2 + 1 - alpha_bar).sqrt()
+
+
+def x0_from(diffusion, output, x_t, t):
+    """The estimate of x_0 where this is the network's output."""
+    return diffusion.denoise(lambda *_: output, x_t, t, clip=False)

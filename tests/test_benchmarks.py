@@ -17,7 +17,6 @@ from benchmarks.trials import Place, Score, Scores, read, side_by_side
 from config import PRESETS, Config, ConfigError, Parser
 from data.digits import draw_digits
 from evaluation.features import LabeledImages
-from evaluation.scores import MIN_FOR_FID
 from sample import add_flags, parse
 from training.setup import parse_args
 from utils import images
@@ -127,7 +126,7 @@ def test_a_method_is_scored_once_everywhere_whatever_stops_it(name, tmp_path):
     expected = 3 * len(method.samplings) + len(method.last)
     scored = [asked for asked in whole.asked if asked[0] == "score"]
     assert len(scored) == expected
-    assert all(num >= MIN_FOR_FID for _, num, _ in scored)
+    assert all(num >= time_to_quality.MIN_FOR_FID for _, num, _ in scored)
     again = RecordingPlace(tmp_path)
     time_to_quality.compare(again, Scores(path), name, args)
     assert again.asked == []

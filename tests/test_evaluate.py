@@ -351,8 +351,7 @@ def test_copies_of_training_images_are_recognized(extractor, train_set, test_set
 
 def memorized(images, n=120, steps=20):
     """n samples of the network that minimises the loss on these images alone."""
-    settings = ("cosine", 1000, (), "x0", False, "simple", 1)
-    diffusion = make_diffusion(*settings)
+    diffusion = make_diffusion("cosine", 1000, prediction="x0")
     known = images.flatten(1).float() / 127.5 - 1
 
     def network(x, t):

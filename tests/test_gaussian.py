@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussian_world import x0_from
 
 from diffusion import LOSSES, PREDICTIONS, SCHEDULES, GaussianDiffusion, make_alphas
 
@@ -96,12 +97,12 @@ def test_a_preconditioned_answer_is_the_image_in_units_of_the_noise():
     t = torch.tensor([1, 10, 50, 100])
     x_t = diffusion.q_sample(x_0, t, noise)
     F = -v.target(x_0, noise, t)
-    torch.testing.assert_close(diffusion.predict_x0(F, x_t, t), x_0)
-    assert not torch.allclose(plain.predict_x0(F, x_t, t), x_0)  # control
+    torch.testing.assert_close(x0_from(diffusion, F, x_t, t), x_0)
+    assert not torch.allclose(x0_from(plain, F, x_t, t), x_0)  # control
 
     off = F + 0.1
     losses = diffusion.losses(lambda *_: off, x_0, t, noise)
-    answer = diffusion.predict_x0(off, x_t, t)
+    answer = x0_from(diffusion, off, x_t, t)
     torch.testing.assert_close(losses, plain.losses(lambda *_: answer, x_0, t, noise))
 
 
@@ -109,7 +110,7 @@ def test_a_preconditioned_answer_is_the_image_in_units_of_the_noise():
 def test_only_the_image_is_preconditioned(prediction):
     x_t, output = batch()
     plain, other = (process(prediction=prediction, precondition=p) for p in (False, True))
-    assert torch.equal(plain.predict_x0(output, x_t, 5), other.predict_x0(output, x_t, 5))
+    assert torch.equal(x0_from(plain, output, x_t, 5), x0_from(other, output, x_t, 5))
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -118,11 +119,11 @@ def test_every_prediction_gives_the_image_and_the_noise(prediction):
     t = torch.tensor([1, 10, 500, 990])
     x_t = diffusion.q_sample(x_0, t, noise)
     output = diffusion.target(x_0, noise, t)
-    torch.testing.assert_close(diffusion.predict_x0(output, x_t, t), x_0)
+    torch.testing.assert_close(x0_from(diffusion, output, x_t, t), x_0)
     torch.testing.assert_close(diffusion.predict_noise(x_0, x_t, t), noise)
     other = process(prediction="eps" if prediction != "eps" else "v")
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(other.predict_x0(output, x_t, t), x_0)  # control
+        torch.testing.assert_close(x0_from(other, output, x_t, t), x_0)  # control
 
 
 @pytest.mark.parametrize("source", PREDICTIONS)
@@ -132,15 +133,15 @@ def test_predictions_convert_into_each_other(source, goal):
     first, second = process(prediction=source), process(prediction=goal)
     x_t = first.q_sample(x_0, t, noise)
     guess = first.target(x_0, noise, t) + 0.1 * noise  # any output, not only the right one
-    image = first.predict_x0(guess, x_t, t)
+    image = x0_from(first, guess, x_t, t)
     converted = second.target(image, first.predict_noise(image, x_t, t), t)
-    torch.testing.assert_close(second.predict_x0(converted, x_t, t), image)
+    torch.testing.assert_close(x0_from(second, converted, x_t, t), image)
 
 
 def mu_form(diffusion, output, x_0, x_t, t):
     """|mu_target - mu_prediction|^2 / (2 sigma^2(t)), as the original writes it."""
     mu_target, sigma2 = diffusion.posterior(x_0, x_t, t, t - 1)
-    mu_prediction, _ = diffusion.posterior(diffusion.predict_x0(output, x_t, t), x_t, t, t - 1)
+    mu_prediction, _ = diffusion.posterior(x0_from(diffusion, output, x_t, t), x_t, t, t - 1)
     return ((mu_target - mu_prediction).square() / (2 * sigma2)).flatten(1).mean(1)
 
 
@@ -175,7 +176,7 @@ def test_min_snr_is_capped_in_units_of_x_0():
         diffusion = process(prediction=prediction, loss="min-snr")
         x_t = diffusion.q_sample(x_0, t, noise)
         output = diffusion.target(x_0, noise, t) + 0.02
-        error = (diffusion.predict_x0(output, x_t, t) - x_0).square().flatten(1).mean(1)
+        error = (x0_from(diffusion, output, x_t, t) - x_0).square().flatten(1).mean(1)
         expected = diffusion.snr(t).clamp(max=5) * error
         losses = diffusion.losses(lambda *_, o=output: o, x_0, t, noise)
         torch.testing.assert_close(losses, expected)

@@ -24,7 +24,8 @@ from diffusion import (
     x0_errors,
 )
 from diffusion.likelihood import bounds, fit_variance
-from diffusion.samplers import VARIANCES, ddpm
+from diffusion.samplers import ddpm
+from diffusion.variance import VARIANCES
 
 M, S = 0.3, 0.1
 FIXED = [name for name in VARIANCES if name != "learned"]

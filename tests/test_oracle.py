@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussian_world import x0_from
 
 from diffusion import GaussianDiffusion, make_alphas, uniform_grid
 from diffusion.samplers import ddim, ddpm
@@ -33,7 +34,7 @@ def test_a_ddpm_step_agrees(prediction, t):
     scheduler = theirs("DDPMScheduler", "linear", prediction, variance_type="fixed_small")
     g = torch.Generator().manual_seed(0)
     x, output = torch.randn(2, 3, 1, 4, 4, generator=g)
-    x_0 = ours.predict_x0(output, x, t).clamp(-1, 1)
+    x_0 = x0_from(ours, output, x, t).clamp(-1, 1)
     mean, variance = ours.posterior(x_0, x, t, t - 1)
     step = scheduler.step(output, t - 1, x, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(step.pred_original_sample, x_0, rtol=1e-3, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gaussian_world import x0_from
 from torch.distributions import Normal
 
 from diffusion import GaussianDiffusion, make_alphas, value_prior
@@ -121,4 +122,4 @@ def test_only_estimates_of_x_0_are_of_pixels():
         plain, other = (
             GaussianDiffusion(alphas, prediction, discrete_pixels=d) for d in (False, True)
         )
-        assert torch.equal(plain.predict_x0(x, x, 5), other.predict_x0(x, x, 5))
+        assert torch.equal(x0_from(plain, x, x, 5), x0_from(other, x, x, 5))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion import GaussianDiffusion, HeldOut, held_out_losses, make_alphas, repeated
-from diffusion.validation import LEAST
+from diffusion.held_out import LEAST
 from training.validate import update_best
 
 
@@ -64,7 +64,7 @@ def test_every_beginning_of_the_spread_points_covers_all_t_evenly(images):
     diffusion = GaussianDiffusion(make_alphas("cosine", 1000))
     x_0 = torch.arange(images).float().view(-1, 1, 1, 1)
     points = HeldOut.of(x_0, torch.arange(images), diffusion)
-    spread = points.spread()
+    spread = points.low_discrepancy_order()
     assert sorted(spread.t.tolist()) == points.t.tolist()
     by_point = {(y, t): noise for y, t, noise in zip(*map(list, rows(points)), strict=True)}
     assert all(by_point[y, t] == noise for y, t, noise in zip(*rows(spread), strict=True))

@@ -17,7 +17,7 @@ from models.summary import Layer, layers, markdown
 from training.clock import Clock
 from training.events import EventWriter
 from training.nonfinite import StepResult
-from training.outputs import Outputs, dispensable
+from training.outputs import Outputs, warn_on_error
 from training.screen import footer, header, listed_scores, rate, time_left
 from training.state import TrainState
 from training.validate import HeldOutLosses, Preview
@@ -81,7 +81,7 @@ class Logger:
             self.outputs.go_back_to(state.step)
             return
         self.outputs.json("environment.json", environment)
-        with dispensable("no contact sheet"):
+        with warn_on_error("no contact sheet"):
             sheet = contact_sheet(train_set)
             self.writer.add_image("training_images", sheet, 0)
             self.outputs.picture(SHEET, sheet)

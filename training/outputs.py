@@ -16,7 +16,7 @@ from utils.history import HISTORY, line_of, read_history
 
 
 @contextmanager
-def dispensable(what: str) -> Iterator[None]:
+def warn_on_error(what: str) -> Iterator[None]:
     """What a run can do without: an error within it is a warning of a line, see raise_if_fatal."""
     try:
         yield

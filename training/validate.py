@@ -14,13 +14,13 @@ from diffusion import (
     DiffusionModel,
     HeldOut,
     Sampler,
-    generate,
+    evenly_spaced,
+    generate_with_progress,
     held_out_losses,
     repeated,
-    spread,
     x0_errors,
 )
-from diffusion.validation import LEAST
+from diffusion.held_out import LEAST
 from training.state import TrainState
 from training.validation_schedule import POINTS, ROWS, Size, grid_of
 from utils.devices import autocast
@@ -57,16 +57,16 @@ class Preview:
     @property
     def first_of_each(self) -> list[int]:
         """Positions of one sample of each class, at most ROWS: those of the strip."""
-        labels = [None] * len(self.indices) if self.labels is None else self.labels.tolist()
         if self.labels is None:
-            return list(range(min(ROWS, len(labels))))
+            return list(range(min(ROWS, len(self.indices))))
+        labels = self.labels.tolist()
         rising = sorted(range(len(labels)), key=labels.__getitem__)
         return [next(own) for _, own in groupby(rising, labels.__getitem__)][:ROWS]
 
 
 @dataclass(frozen=True)
 class HeldOutLosses:
-    """The losses at held-out points, (N,), in the order of HeldOut.spread."""
+    """The losses at held-out points, (N,), in the order of HeldOut.low_discrepancy_order."""
 
     t: Tensor
     ema: Tensor  # of the EMA weights
@@ -86,7 +86,7 @@ class Validation:
         self.train_set, self.held_out = train_set, None
         if len(test_set):
             images = subset(test_set, POINTS)
-            self.held_out = HeldOut.of(*images, state.diffusion).spread()
+            self.held_out = HeldOut.of(*images, state.diffusion).low_discrepancy_order()
 
     def measure(self, state: TrainState) -> HeldOutLosses | None:
         """The held-out losses, which update state.best; None without test images.
@@ -119,16 +119,17 @@ class Validation:
         """x_T ... x_0 of samples, from the same noise every time; (N, C, H, W) each."""
         preview = Preview.of(state.config, self.train_set.class_names, self.size(state))
         sampler = Sampler(**asdict(state.config.sample))
-        total = len(preview.indices) * sampler.steps
-        with (
-            Progress(
-                "drawing samples", total, "steps of an image", silent=state.ranks.silent
-            ) as bar,
-            autocast(state.device, state.config.train.precision),
-        ):
-            options = {"seed": state.config.train.seed, "keep": spread(sampler.steps, FRAMES)}
-            options["progress"] = bar.update
-            states = generate(model_of(state), sampler, preview.indices, preview.labels, **options)
+        with autocast(state.device, state.config.train.precision):
+            states = generate_with_progress(
+                "drawing samples",
+                model_of(state),
+                sampler,
+                preview.indices,
+                preview.labels,
+                seed=state.config.train.seed,
+                keep=evenly_spaced(sampler.steps, FRAMES),
+                silent=state.ranks.silent,
+            )
         return preview, states
 
     def size(self, state: TrainState) -> Size:
@@ -167,11 +168,16 @@ def samples_to_score(state: TrainState, labels: Tensor | None) -> Tensor:
 
     labels: (N,), None for an unconditional network. They are those of evaluate.py with this seed.
     """
-    config, sampler = state.config, Sampler(**asdict(state.config.sample))
-    num, total = config.train.score_images, config.train.score_images * sampler.steps
-    with Progress("scoring", total, "steps of an image", silent=state.ranks.silent) as progress:
-        options = {"seed": config.train.seed, "progress": progress.update}
-        (x_0,) = generate(model_of(state), sampler, range(num), labels, **options)
+    c, sampler = state.config.train, Sampler(**asdict(state.config.sample))
+    (x_0,) = generate_with_progress(
+        "scoring",
+        model_of(state),
+        sampler,
+        range(c.score_images),
+        labels,
+        seed=c.seed,
+        silent=state.ranks.silent,
+    )
     return x_0
 
 

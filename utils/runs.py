@@ -84,17 +84,17 @@ class Run:
             print(f"{path}: that step is taken anew; kept as {path.name}.replaced", flush=True)
 
     def sweep(self) -> None:
-        """Delete what killed processes left in this and its sister runs: partial files, locks.
+        """Delete what killed processes left in this and other runs: partial files, locks.
 
         Not where a living process holds the lock, nor where deleting is not allowed.
         """
         for folder in self.checkpoints.parent.glob("version_*"):
-            sister = run_of(folder / "any")
+            other = run_of(folder / "any")
             with suppress(LockError, OSError):
                 if any(path.name.endswith((".partial", LOCK, OWNER)) for path in folder.iterdir()):
                     with only_writer(folder):
-                        remove_partial(sister.checkpoints)
-                        remove_partial(sister.logs)
+                        remove_partial(other.checkpoints)
+                        remove_partial(other.logs)
 
 
 def last_good(saved: Path | None) -> str:

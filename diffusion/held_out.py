@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
 from diffusion.generate import ignore
-from diffusion.samplers import LabeledModel
+from diffusion.tensors import LabeledModel
 
 CHUNK = 256  # images per network evaluation
 LEAST = 256  # points from which an average over 1 ... T is taken
@@ -38,7 +38,7 @@ class HeldOut:
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
         return cls(x_0, y, t.to(x_0.device), noise.to(x_0.device))
 
-    def spread(self) -> Self:
+    def low_discrepancy_order(self) -> Self:
         """The same points in the order of van der Corput: every beginning covers t evenly."""
         order = sorted(range(len(self.t)), key=lambda i: f"{i:0{BITS}b}"[::-1])
         return self[torch.tensor(order, device=self.t.device)]
