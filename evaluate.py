@@ -28,7 +28,7 @@ from config import ConfigError, Parser, flag, typed_path
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate_with_progress
 from evaluation import likelihood
-from evaluation.compare import compare_runs, folder_name, read_runs
+from evaluation.compare import Runs, compare_runs, folder_name, read_runs
 from evaluation.features import (
     MAX_REAL,
     FeatureExtractor,
@@ -39,13 +39,21 @@ from evaluation.features import (
 )
 from evaluation.floor import proportional_labels
 from evaluation.memorization import memorization
-from evaluation.record import Section, write_sections
-from evaluation.recorded import Recorded
+from evaluation.metrics_file import Section, write_sections
 from evaluation.report import write_report
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
-from sample import CKPT, CommonArgs, add_flags, choices, common, describe, parse, share_of_images
+from sample import (
+    CKPT,
+    CommonArgs,
+    add_flags,
+    choices,
+    common,
+    describe_sampling,
+    parse,
+    share_of_images,
+)
 from training.setup import CACHE, CLASSIFIERS, data_options
 from training.trained import TrainedModel, open_checkpoint
 from utils import runs
@@ -77,7 +85,7 @@ class Args(CommonArgs):
 class Comparison:
     """The checked command line of --compare."""
 
-    runs: dict[str, Recorded]
+    runs: Runs
     folder: Path
 
 
@@ -123,19 +131,19 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if ranks.first:
         check_output(args.folder)
     opened = args.opened
-    recorded = opened.content.get("data", {})
+    stored = opened.content.get("data", {})
     with ranks.first_before_others():
         cache = cache_folder(opened.path)
-        loading = Loading.of(recorded, cache=cache, silent=ranks.silent)
+        loading = Loading.of(stored, cache=cache, silent=ranks.silent)
         train_set, test_set = load_splits(
-            data_options(opened.config), recorded.get("fingerprint"), loading
+            data_options(opened.config), stored.get("fingerprint"), loading
         )
     weights = digest(opened.content["ema"])  # before the model takes them out
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
     first = next(iter(args.samplers.values()))
     drawn = f"{args.num:,} images, seed {args.seed}; data: {train_set.source}"
-    print("\n".join([f"{describe(model, first)}; {drawn}", *train_set.notes]), flush=True)
+    print("\n".join([f"{describe_sampling(model, first)}; {drawn}", *train_set.notes]), flush=True)
     needed = "bits" in args.only or model.config.sample.variance == "optimal"
     if needed and model.x0_error is None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)
@@ -282,7 +290,7 @@ def likelihoods(e: Evaluation) -> dict[str, Any]:
         return {}
     found = {}
     if "held-out" in e.args.only:
-        found["held_out"] = likelihood.held_out(e.model, e.test, e.model.config.diffusion.loss)
+        found["held_out"] = likelihood.held_out_loss(e.model, e.test, e.model.config.diffusion.loss)
     if "bits" in e.args.only:
         first = next(iter(e.args.samplers.values()))
         found["bits_per_dim"] = likelihood.bits_per_dim(

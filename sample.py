@@ -38,11 +38,11 @@ from training.trained import (
     repeat_labels,
 )
 from utils import images, runs
+from utils.class_names import match_classes
 from utils.devices import DEVICES, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.errors import InputError
 from utils.files import check_writable, new_folders, whole_file
-from utils.labels import match_classes
 from utils.process import exit_code
 
 __all__ = ["TrainedModel", "load"]
@@ -111,7 +111,7 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
     model = args.opened.model(device)
     sampler = Sampler(**asdict(model.config.sample))
     check_outputs(args, ranks)
-    print(f"{describe(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
+    print(f"{describe_sampling(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
 
     labels = None if args.labels is None else args.labels[own]
     states = generate_with_progress(
@@ -228,7 +228,7 @@ def stored_settings(where: str | None, run_root: str | Path) -> SampleConfig | N
         return None
 
 
-def describe(model: TrainedModel, sampler: Sampler) -> str:
+def describe_sampling(model: TrainedModel, sampler: Sampler) -> str:
     """Which checkpoint, sampler, steps and guidance; a line."""
     parts = [f"{sampler.sampler}, {sampler.steps} steps"]
     if model.num_classes and sampler.guidance != 1:

@@ -37,7 +37,7 @@ from training.nonfinite import (
 )
 from training.outputs import warn_on_error
 from training.screen import forecast_lines
-from training.setup import CACHE, CLASSIFIERS, Args, data_record, describe, load_data, parse_args
+from training.setup import CACHE, CLASSIFIERS, Args, data_entry, describe_run, load_data, parse_args
 from training.state import TrainState
 from training.validate import Validation, samples_to_score
 from training.verify_resume import verify_resume
@@ -106,7 +106,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         ranks.wait_for_first()
         notes = {
             "name": args.name,
-            "data": data_record(train_set, test_set),
+            "data": data_entry(train_set, test_set),
             "environment": machine,
         }
         clock.start(state)
@@ -160,7 +160,7 @@ def show(
 
 def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> int:
     """Print what the run would be."""
-    print("\n".join([*report(*sets), "", describe(state)]), flush=True)
+    print("\n".join([*report(*sets), "", describe_run(state)]), flush=True)
     print("\n".join(forecast(args, state, sets)))
     if sets[0].notes and state.ranks.first:  # from files: show what becomes of them
         print(save_contact_sheet(sets[0], args.run_root / CACHE))

@@ -11,7 +11,7 @@ from PIL import Image
 from data.errors import DataError
 from data.listing import ImageFile, Listing
 from data.sources import Stamp
-from utils.labels import natural_key, readable
+from utils.class_names import natural_key, readable
 
 # Names of arrays, the likelier first: of torchvision-like, Keras, scikit-learn and MedMNIST files,
 # and ours; with ``train``, ``test`` and the like before or after, as in x_train and test_labels.

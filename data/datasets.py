@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from data.digits import draw_digits
 from data.download import TIMEOUT, check_online, download_lock, socket_timeout
 from data.errors import DataError, DataNotFound
-from data.folder import check_recorded, open_folder, open_listing
+from data.folder import check_same_images, open_folder, open_listing
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
 from data.image_set import ImageSet, TensorSet
 from data.listing import ImageFile, Listing
 from data.options import DataOptions, Loading
 from data.sources import CONTAINERS, Folder, is_image_name, why_left_out
-from utils.labels import match_classes
+from utils.class_names import match_classes
 
 MAX_PADDED_BYTES = 16 * 2**30
 OF_FILES = {"folder", "flowers102"}  # sets whose images are decoded and fitted, not padded
@@ -53,7 +53,7 @@ def load_splits(
         loading.check(splits[0].num_classes, splits[0].image_shape[1:])
     train_set, test_set = (replace(part, name=name) for part in splits)
     if name not in OF_FILES:
-        check_recorded(train_set, options, loading)
+        check_same_images(train_set, options, loading)
     return train_set, test_set
 
 

@@ -29,8 +29,8 @@ from data.options import DataOptions, Loading
 from data.sources import Folder, Source, Zip
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
+from utils.class_names import listed, readable
 from utils.devices import main_memory
-from utils.labels import listed, readable
 from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
@@ -109,7 +109,7 @@ def open_listing(
         )
 
     train_set = part(~test)
-    lines = check_recorded(train_set, options, loading)
+    lines = check_same_images(train_set, options, loading)
     test, more = check_held_out(test, decoded.digests, options, loading)
     test_set = part(test)
     lines += (*more, *trained_too(train_set.digests, test_set.digests))
@@ -128,7 +128,7 @@ def split(kept: Sequence[ImageFile], labels: Tensor, digests: Tensor, loading: L
         return named
     known = set() if loading.digests is None else rows_of(loading.digests)
     trained = torch.tensor([row in known for row in map(bytes, digests.tolist())], dtype=torch.bool)
-    return ~trained if trained.any() else held_out(labels, digests)
+    return ~trained if trained.any() else choose_held_out(labels, digests)
 
 
 def check_classes(listing: Listing, labels: Tensor) -> None:
@@ -144,7 +144,9 @@ def check_classes(listing: Listing, labels: Tensor) -> None:
         )
 
 
-def check_recorded(train_set: ImageSet, options: DataOptions, loading: Loading) -> tuple[str, ...]:
+def check_same_images(
+    train_set: ImageSet, options: DataOptions, loading: Loading
+) -> tuple[str, ...]:
     """DataError unless these are the images a run was begun with, or what is left of them.
 
     A line, where some are gone.
@@ -408,7 +410,7 @@ def digest_of(class_names: Sequence[str], how: Rendering, labels: Tensor, digest
 # Held-out images, messages.
 
 
-def held_out(labels: Tensor, digests: Tensor) -> Tensor:
+def choose_held_out(labels: Tensor, digests: Tensor) -> Tensor:
     """Which images are held out, (N,) bool: a tenth of each class, but at least one.
 
     Those with the lowest hash of their content: another image in the folder does not change the

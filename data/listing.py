@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from data.errors import DataError, DataNotFound
 from data.sources import CONTAINERS, Folder, Source, Zip, why_left_out
-from utils.labels import listed, match_classes, natural_key, readable
+from utils.class_names import listed, match_classes, natural_key, readable
 
 ACCEPTED = (
     "--dataset folder takes a folder or .zip of images (flat, one folder per class, or train/ "

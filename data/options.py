@@ -38,10 +38,10 @@ class Loading:
     held_out: Tensor | None = None
 
     @classmethod
-    def of(cls, recorded: Mapping[str, Any], **settings: Any) -> Self:
-        """With what a checkpoint says of its images; recorded: see training.setup.data_record."""
+    def of(cls, stored: Mapping[str, Any], **settings: Any) -> Self:
+        """For the images of a checkpoint, whose entry ``data`` is stored (setup.data_entry)."""
         names = ("digests", "labels", "class_names", "held_out")
-        return cls(**settings, **{name: recorded.get(name) for name in names})
+        return cls(**settings, **{name: stored.get(name) for name in names})
 
 
 @dataclass(frozen=True)

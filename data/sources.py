@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data.decode import seen_size
 from data.errors import DataError
-from utils.labels import readable
+from utils.class_names import readable
 
 MAX_FILE_BYTES = 2**30
 CONTAINERS = (".zip", ".npz", ".npy")  # files that images are read from

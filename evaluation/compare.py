@@ -5,42 +5,42 @@ from dataclasses import fields
 from pathlib import Path
 
 from config import DataConfig, DiffusionConfig, flag
+from evaluation.charts import save_charts
 from evaluation.curves import SCORE, of_runs, score_names
-from evaluation.recorded import HISTORY, Recorded, is_number
+from evaluation.run_folder import HISTORY, RunFolder, is_number
 from evaluation.scores import TEST, TRAIN
 from evaluation.tables import Cells, escaped, markdown, show
-from utils.charts import save_charts
 from utils.errors import InputError
 from utils.files import whole_file
 
 PICTURE, TEXT = "comparison.png", "comparison.md"
 MOST_LETTERS = 40  # of a setting in a table
 Rows = Mapping[str, Cells]
-Runs = Mapping[str, Recorded]  # by name and version
+Runs = Mapping[str, RunFolder]  # by name and version
 
 
 class CompareError(InputError):
     """Runs that cannot be compared; names the run and the reason."""
 
 
-def read_runs(folders: Sequence[Path]) -> dict[str, Recorded]:
+def read_runs(folders: Sequence[Path]) -> dict[str, RunFolder]:
     """The runs of these log folders. Raises CompareError."""
     if len({logs.resolve() for logs in folders}) < max(2, len(folders)):
         raise CompareError("--compare takes two runs or more, each of them once")
-    runs = [Recorded.of(logs) for logs in folders]
+    runs = [RunFolder.of(logs) for logs in folders]
     for run in runs:
         if not run.history:
             raise CompareError(
                 f"{run.logs} has no {HISTORY} to compare: the run ended before its first "
                 "validation, or is of an earlier release"
             )
-    labels = [run.label for run in runs]
-    return {run.label if labels.count(run.label) == 1 else str(run.logs): run for run in runs}
+    titles = [run.title for run in runs]
+    return {run.title if titles.count(run.title) == 1 else str(run.logs): run for run in runs}
 
 
 def folder_name(runs: Runs) -> str:
     """NAME_vs_NAME; of the versions where names are not enough."""
-    names = [run.title for run in runs.values()]
+    names = [run.name for run in runs.values()]
     if len(set(names)) < len(names):
         names = [run.version for run in runs.values()]
     return "_vs_".join(names)
@@ -74,7 +74,7 @@ def text(runs: Runs, tables: Mapping[str, Rows], remarks: Sequence[str]) -> str:
     return "\n\n".join([*parts, *map(escaped, remarks)]) + "\n"
 
 
-def differing(runs: Runs) -> Rows:
+def differing_settings(runs: Runs) -> Rows:
     """The settings that are not the same in all runs, and the machines, where these differ."""
     every = {name: run.settings | machine(run) for name, run in runs.items()}
     flags = dict.fromkeys(key for own in every.values() for key in own)
@@ -86,7 +86,7 @@ def differing(runs: Runs) -> Rows:
     }
 
 
-def machine(run: Recorded) -> dict[str, str]:
+def machine(run: RunFolder) -> dict[str, str]:
     """Where a run was trained, and with which code."""
     left_out = ("command", "data")  # the settings say it
     return {name: str(own) for name, own in run.environment.items() if name not in left_out}
@@ -102,15 +102,15 @@ def ends(runs: Runs) -> Rows:
     names = {"train": "training loss", "held_out": "held-out loss"}
     names |= {SCORE + name: name for name in score_names(runs.values())}
     rows: dict[str, dict[str, float]] = {"steps": {}, "minutes": {}}
-    for label, run in runs.items():
-        rows["steps"][label] = int(run.history[-1]["step"])
-        rows["minutes"][label] = run.seconds / 60
-        for name, title in names.items():
+    for title, run in runs.items():
+        rows["steps"][title] = int(run.history[-1]["step"])
+        rows["minutes"][title] = run.seconds / 60
+        for name, shown in names.items():
             if (value := run.last(name)) is not None:
-                rows.setdefault(title, {})[label] = value
+                rows.setdefault(shown, {})[title] = value
         if best := run.best("held_out"):
-            rows.setdefault("best held-out loss", {})[label] = best["held_out"]
-            rows.setdefault("at step", {})[label] = int(best["step"])
+            rows.setdefault("best held-out loss", {})[title] = best["held_out"]
+            rows.setdefault("at step", {})[title] = int(best["step"])
     return rows
 
 
@@ -118,32 +118,32 @@ def evaluations(runs: Runs) -> Rows:
     """What evaluate.py measured of every run, and the floors: once where they are the same."""
     rows: dict[str, Cells] = {}
     floors: dict[str, dict[str, Cells]] = {}
-    for label, run in runs.items():
+    for title, run in runs.items():
         step = run.scores_of.get("step")
         for name, row in run.scores.items():
             if name in (TRAIN, TEST):
-                floors.setdefault(name, {})[label] = row
+                floors.setdefault(name, {})[title] = row
             else:
-                rows[f"{label}, {name}"] = {"step": step if is_number(step) else "-", **row}
+                rows[f"{title}, {name}"] = {"step": step if is_number(step) else "-", **row}
     for name, own in floors.items():
         first, *others = own.values()
         if all(row == first for row in others):
             rows[name] = first
         else:
-            rows |= {f"{label}, {name}": row for label, row in own.items()}
+            rows |= {f"{title}, {name}": row for title, row in own.items()}
     return rows
 
 
 def notes(runs: Runs) -> list[str]:
     """What does not compare, and why, a line each."""
-    differ = {name for name, row in differing(runs).items() if "-" not in row.values()}
+    differ = {name for name, row in differing_settings(runs).items() if "-" not in row.values()}
     if not any(run.settings.get("--dataset") == "folder" for run in runs.values()):
         differ -= {"--data-root"}  # the same images in another place
     return [f"{line} ({', '.join(sorted(differ & of))})." for of, line in CAUTION if differ & of]
 
 
 TABLES: dict[str, Callable[[Runs], Rows]] = {
-    "Settings and machines that differ": differing,
+    "Settings and machines that differ": differing_settings,
     "At the end of training": ends,
     "Samples, and real images drawn likewise as the floor": evaluations,
 }

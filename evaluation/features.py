@@ -144,7 +144,7 @@ def load_or_train(
     model = Classifier(train.images.shape[1], len(task.outputs))
     model = model.to(train.images.device, memory_format=torch.channels_last)
     try:
-        return load(path, model, task)
+        return load_extractor(path, model, task)
     except CheckpointError as e:
         if path.exists():
             print(f"{e}: training another", flush=True)
@@ -159,7 +159,7 @@ def load_or_train(
     return FeatureExtractor(model, task, scale, accuracy, f"trained and stored as {path}")
 
 
-def load(path: Path, model: Classifier, task: Task) -> FeatureExtractor:
+def load_extractor(path: Path, model: Classifier, task: Task) -> FeatureExtractor:
     """The stored weights in this model. Raises CheckpointError, also for those of another task."""
     content = checkpoint.load(path, KIND, ("model", "unit", "accuracy", "task"))
     if content["task"] != task.name:

@@ -13,7 +13,7 @@ from torch import Tensor
 from evaluation.features import Features
 from utils.seeding import generator
 
-DRAWS = 5  # of real images, for the mean and the spread of their scores; each takes seconds
+DRAWS = 5  # of real images, for the mean and the deviation of their scores; each takes seconds
 
 
 @dataclass(frozen=True)

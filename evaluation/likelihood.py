@@ -27,7 +27,7 @@ BY_BAND, CODERS = "by t and kind of pixel", "lossless coders"  # in metrics.json
 FITTED = 256  # training images to which the decoder's variance is fitted
 
 
-def held_out(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str, Row]:
+def held_out_loss(model: DiffusionModel, test: LabeledImages, loss: str) -> dict[str, Row]:
     """The training loss at fixed points (test image, t, noise), by band of t.
 
     Without standard errors where images are repeated: their losses are not independent.

@@ -42,7 +42,11 @@ def memorization(
             real_distances(features[1], features[2])[unseen],
         ),
     }
-    found = {"baseline": describe(unseen, len(test)), **rows, "verdict": verdict(rows["pixels"])}
+    found = {
+        "baseline": describe_baseline(unseen, len(test)),
+        **rows,
+        "verdict": verdict(rows["pixels"]),
+    }
     title = f"Distance to the nearest training image of {len(samples)} samples"
     show(f"{title}; baseline: {found['baseline']}", rows)
     closest = distances.argsort()[:PAIRS]
@@ -80,7 +84,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).norm(dim=1)
 
 
-def describe(unseen: Tensor, tests: int) -> str:
+def describe_baseline(unseen: Tensor, tests: int) -> str:
     """The baseline in words; unseen (N,): whether a real image is no copy of a training image."""
     n, copies = int(unseen.sum()), int((~unseen).sum())
     if not n:
@@ -111,7 +115,7 @@ def closeness(samples: Tensor, real: Tensor) -> Row:
 
 
 def verdict(of_pixels: Mapping[str, float]) -> str:
-    """What the distances in pixels say of memorization, in a line.
+    """Whether the distances in pixels are a sign of memorization, in a line.
 
     Of samples like n real images, one in n + 1 is nearer than the nearest of these: few are no
     evidence for a smaller share of copies.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.embedded import Embedded
+from evaluation.markup import Markup, tag
 from evaluation.tables import Cells, cell, columns_of
-from utils.markup import Markup, tag
 
 STYLE, SCRIPT = (
     Markup(Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8"))

@@ -8,8 +8,10 @@ from statistics import median
 from typing import Any
 
 from config import PRESETS
+from evaluation.charts import lay_out, svg
 from evaluation.curves import SCORE, of_run, score_names
 from evaluation.embedded import embedded, evenly
+from evaluation.markup import Markup, tag
 from evaluation.page import (
     document,
     facts,
@@ -22,12 +24,10 @@ from evaluation.page import (
     soft,
     words,
 )
-from evaluation.recorded import Recorded, is_number, part, rows_of, settings
+from evaluation.run_folder import RunFolder, is_number, part, rows_of, settings
 from evaluation.tables import Cells
-from utils.charts import lay_out, svg
+from utils.class_names import listed
 from utils.files import whole_file
-from utils.labels import listed
-from utils.markup import Markup, tag
 from utils.progress import duration
 
 NAME = "report.html"
@@ -45,61 +45,61 @@ def write_report(logs: Path) -> Path:
     """
     path = logs / NAME
     with whole_file(path) as file:
-        file.write(page(Recorded.of(logs)).encode("utf-8", "backslashreplace"))
+        file.write(page(RunFolder.of(logs)).encode("utf-8", "backslashreplace"))
     return path
 
 
-def page(record: Recorded) -> str:
+def page(run: RunFolder) -> str:
     """The HTML."""
-    drawn = tag("div", samples(record), reverse(record), class_="pair")
+    drawn = tag("div", samples(run), reverse(run), class_="pair")
     parts = (curves, scores, data, chosen, network, repeat)
-    return document(record.label, header(record), drawn, *(own(record) for own in parts))
+    return document(run.title, header(run), drawn, *(own(run) for own in parts))
 
 
-def header(record: Recorded) -> Markup:
+def header(run: RunFolder) -> Markup:
     """Name, version, and the facts that one asks for first."""
     return tag(
         "header",
-        tag("h1", record.title),
-        soft(f"Training run {record.version}"),
-        facts(dict(known_facts(record))),
-        *map(soft, record.problems),
+        tag("h1", run.name),
+        soft(f"Training run {run.version}"),
+        facts(dict(known_facts(run))),
+        *map(soft, run.problems),
     )
 
 
-def known_facts(record: Recorded) -> Iterator[tuple[str, str]]:
+def known_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     """Status, steps, time, losses, scores, data, network, speed."""
-    run = record.run
-    if status := run.get("status"):
+    about = run.about
+    if status := about.get("status"):
         yield "status", STATUS.get(str(status), str(status))
-    if steps := [f"{n:,}" for n in (run.get("step"), run.get("total_steps")) if is_number(n)]:
+    if steps := [f"{n:,}" for n in (about.get("step"), about.get("total_steps")) if is_number(n)]:
         yield "steps", " of ".join(steps)
-    if record.seconds:
-        yield "time", duration(record.seconds)
-    if best := record.best("held_out"):
+    if run.seconds:
+        yield "time", duration(run.seconds)
+    if best := run.best("held_out"):
         yield "held-out loss, best", f"{best['held_out']:.4f} at step {best['step']:,.0f}"
-        yield "held-out loss, last", f"{record.last('held_out'):.4f}"
-    for name in score_names([record]):
-        if (value := record.last(SCORE + name)) is not None:
+        yield "held-out loss, last", f"{run.last('held_out'):.4f}"
+    for name in score_names([run]):
+        if (value := run.last(SCORE + name)) is not None:
             yield f"{name}, last", f"{value:.3f}"
-    if dataset := record.settings.get("--dataset"):
+    if dataset := run.settings.get("--dataset"):
         yield "data set", dataset
-    if (rows := layer_rows(record)) and rows[-1][0] == "total":
+    if (rows := layer_rows(run)) and rows[-1][0] == "total":
         yield "parameters", rows[-1][2]
-    if speeds := [own["images_per_s"] for own in record.measured("images_per_s")]:
+    if speeds := [own["images_per_s"] for own in run.measured("images_per_s")]:
         yield "speed, median", f"{median(speeds):,.0f} images/s"
-    if memory := record.measured("memory_gib"):
+    if memory := run.measured("memory_gib"):
         yield "memory, peak", f"{max(own['memory_gib'] for own in memory):.2f} GiB"
 
 
-def samples(record: Recorded) -> Markup:
+def samples(run: RunFolder) -> Markup:
     """The grids over time, the newest shown first."""
-    grids = grids_of(record.logs)
+    grids = grids_of(run.logs)
     shown = evenly(sorted(grids), MOST_GRIDS)
     if not shown:
         return Markup()
-    known = {own["step"]: own for own in record.history}
-    names = record.run.get("class_names")
+    known = {own["step"]: own for own in run.history}
+    names = run.about.get("class_names")
     classes = f" of {listed(list(map(str, names)))}" if isinstance(names, list) and names else ""
     frames = {}
     for step in shown:
@@ -131,10 +131,10 @@ def caption(when: str, validation: Mapping[str, float] | None) -> str:
     return ", ".join(parts)
 
 
-def reverse(record: Recorded) -> Markup:
+def reverse(run: RunFolder) -> Markup:
     """The strip of the reverse process."""
     text = "From noise, x_T, on the left to samples, x_0, on the right."
-    return section("Reverse process", *stored(record.logs / "reverse_process.png", text))
+    return section("Reverse process", *stored(run.logs / "reverse_process.png", text))
 
 
 def stored(path: Path, text: str) -> list[Markup]:
@@ -142,26 +142,26 @@ def stored(path: Path, text: str) -> list[Markup]:
     return [figure(embedded(path, PICTURE), text, text)] if path.is_file() else []
 
 
-def curves(record: Recorded) -> Markup:
+def curves(run: RunFolder) -> Markup:
     """The history as charts."""
-    charts = [svg(lay_out(chart)) for chart in of_run(record)]
+    charts = [svg(lay_out(chart)) for chart in of_run(run)]
     return section("Curves", *([tag("div", *charts, class_="charts")] if charts else []))
 
 
-def scores(record: Recorded) -> Markup:
+def scores(run: RunFolder) -> Markup:
     """What evaluate.py measured: a table for each section, and what it is of."""
-    return section("Evaluation", *(own for name in TABLES for own in measured(record, name)))
+    return section("Evaluation", *(own for name in TABLES for own in measured(run, name)))
 
 
-def chains(record: Recorded) -> dict[str, Cells]:
+def chains(run: RunFolder) -> dict[str, Cells]:
     """The bound for each number of steps and variance."""
-    names = part(record.metrics, "bits_per_dim")
-    rows = {name: rows_of(record.metrics, "bits_per_dim", name) for name in names if name != "of"}
+    names = part(run.metrics, "bits_per_dim")
+    rows = {name: rows_of(run.metrics, "bits_per_dim", name) for name in names if name != "of"}
     return {f"{name}, {key}": row for name, own in rows.items() for key, row in own.items()}
 
 
 # The sections of metrics.json: what they are called, and the rows of their tables.
-TABLES: dict[str, tuple[str, Callable[[Recorded], Mapping[str, Cells]]]] = {
+TABLES: dict[str, tuple[str, Callable[[RunFolder], Mapping[str, Cells]]]] = {
     "scores": ("Samples, and real images drawn likewise as the floor", lambda own: own.scores),
     "memorization": (
         "Distance to the nearest training image",
@@ -172,20 +172,20 @@ TABLES: dict[str, tuple[str, Callable[[Recorded], Mapping[str, Cells]]]] = {
 }
 
 
-def measured(record: Recorded, name: str) -> Iterator[Markup]:
+def measured(run: RunFolder, name: str) -> Iterator[Markup]:
     """A section of metrics.json: a heading, its origin, its tables, and what belongs to it."""
-    found = part(record.metrics, name)
+    found = part(run.metrics, name)
     if not found:
         return
     title, rows_in = TABLES[name]
     yield tag("h3", title)
     yield soft(origin(name, part(found, "of")))
-    if rows := rows_in(record):
+    if rows := rows_in(run):
         yield numbers(rows)
     if name == "memorization":
         yield tag("p", str(found.get("verdict", "")).capitalize() + ".")
         text = "The closest pairs: samples above, the nearest training images below."
-        yield from stored(record.logs / "nearest_pairs.png", text)
+        yield from stored(run.logs / "nearest_pairs.png", text)
 
 
 def origin(name: str, of: Mapping[str, Any]) -> str:
@@ -198,22 +198,22 @@ def origin(name: str, of: Mapping[str, Any]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def data(record: Recorded) -> Markup:
+def data(run: RunFolder) -> Markup:
     """What was learnt: counts and classes, and a sheet of training images."""
-    lines = record.run.get("data")
+    lines = run.about.get("data")
     lines = lines[:MOST_LINES] if isinstance(lines, list) else []
     texts = [tag("p", short(str(line), LONG)) for line in lines]
-    sheet = stored(record.logs / "data.png", "Training images, as the network gets them.")
+    sheet = stored(run.logs / "data.png", "Training images, as the network gets them.")
     return section("Data", *texts, *sheet)
 
 
-def chosen(record: Recorded) -> Markup:
+def chosen(run: RunFolder) -> Markup:
     """The settings: what differs from the preset, and all of them."""
-    own, preset = record.settings, str(record.run.get("preset"))
+    own, preset = run.settings, str(run.about.get("preset"))
     if not own:
         return Markup()
     parts = [folded("All settings", words(("flag", "value"), list(own.items())))]
-    changed = record.run.get("changed")
+    changed = run.about.get("changed")
     if isinstance(changed, dict) and preset in PRESETS:
         before = settings(asdict(PRESETS[preset]))
         lines = [(name, str(value), before.get(name, "")) for name, value in changed.items()]
@@ -223,22 +223,22 @@ def chosen(record: Recorded) -> Markup:
     return section("Settings", *parts)
 
 
-def network(record: Recorded) -> Markup:
+def network(run: RunFolder) -> Markup:
     """The layers of the network."""
-    rows = layer_rows(record)
+    rows = layer_rows(run)
     return section("Network", *([folded("Layers", words(rows[0], rows[1:]))] if rows else []))
 
 
-def layer_rows(record: Recorded) -> list[list[str]]:
+def layer_rows(run: RunFolder) -> list[list[str]]:
     """The cells of the table of layers, of which run.json has the Markdown; its head first."""
-    lines = str(record.run.get("layers", "")).splitlines()
+    lines = str(run.about.get("layers", "")).splitlines()
     rows = [[text.strip() for text in line.strip().strip("|").split("|")] for line in lines]
     return [row for row in rows if len(row) == 4 and set(row[0]) != {"-"}]
 
 
-def repeat(record: Recorded) -> Markup:
+def repeat(run: RunFolder) -> Markup:
     """The command, and what else the result depends on."""
-    found = {name: str(value) for name, value in record.environment.items()}
+    found = {name: str(value) for name, value in run.environment.items()}
     if not found:
         return Markup()
     line = f"python {found.get('command', 'train.py')}"

@@ -93,9 +93,9 @@ def score_all(
     }
     floors = floor_rows(floor, train, test)
     rows |= {name: over_draws(torch.mean, own) for name, own in floors.items() if own}
-    spread = {name: over_draws(torch.std, own) for name, own in floors.items() if len(own) > 1}
-    show(title_of(train.task), with_spread(rows, spread))
-    found: dict[str, Any] = {"rows": rows, "std": spread}
+    std = {name: over_draws(torch.std, own) for name, own in floors.items() if len(own) > 1}
+    show(title_of(train.task), with_std(rows, std))
+    found: dict[str, Any] = {"rows": rows, "std": std}
     found["draws"] = {name: len(own) for name, own in floors.items()}
     if not train.task.pretext:
         real = {TRAIN: [train[i] for i in floor.train[:1]], TEST: [test[i] for i in floor.test[:1]]}
@@ -135,11 +135,11 @@ def over_draws(statistic: Callable[[Tensor], Tensor], rows: Sequence[Row]) -> Ro
     }
 
 
-def with_spread(rows: dict[str, Row], spread: dict[str, Row]) -> dict[str, Row]:
+def with_std(rows: dict[str, Row], std: dict[str, Row]) -> dict[str, Row]:
     """Each row followed by that of its standard deviations, where it has one."""
     shown: dict[str, Row] = {}
     for name, row in rows.items():
-        shown |= {name: row} | ({f"{name}, std": spread[name]} if name in spread else {})
+        shown |= {name: row} | ({f"{name}, std": std[name]} if name in std else {})
     return shown
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from utils.axes import MOST, linear, logarithmic
-from utils.charts import (
+from evaluation.axes import MOST, linear, logarithmic
+from evaluation.charts import (
     COLOURS,
     PLOT_HEIGHT,
     SHARP,

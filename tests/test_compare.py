@@ -4,11 +4,11 @@ import json
 
 import pytest
 from PIL import Image
-from recorded import FLOOR, change, validation, write_history, write_run
+from run_folders import FLOOR, change, validation, write_history, write_run
 
 import evaluate
-from evaluation.compare import differing, ends, evaluations, notes, read_runs
-from utils.charts import COLOURS
+from evaluation.charts import COLOURS
+from evaluation.compare import differing_settings, ends, evaluations, notes, read_runs
 
 A, B = "first (version_0)", "version_1"
 
@@ -28,12 +28,12 @@ def two(root):
 
 
 def test_the_settings_that_differ_are_shown_and_no_others(root, two):
-    assert differing(two()) == {"--lr": {A: "0.5", B: "0.25"}}
+    assert differing_settings(two()) == {"--lr": {A: "0.5", B: "0.25"}}
     change(root / "Inference/version_1/environment.json", gpu="H100", command="train.py")
-    assert list(differing(two())) == ["--lr", "gpu"]
+    assert list(differing_settings(two())) == ["--lr", "gpu"]
     (root / "Inference/version_1/config.json").unlink()
-    assert differing(two())["--lr"] == {A: "0.5", B: "-"}
-    assert "--seed" in differing(two())
+    assert differing_settings(two())["--lr"] == {A: "0.5", B: "-"}
+    assert "--seed" in differing_settings(two())
 
 
 def test_what_does_not_compare_is_said_with_the_reason(root, two):

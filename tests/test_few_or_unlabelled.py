@@ -234,6 +234,8 @@ def test_few_real_images_are_weak_evidence():
 
 def test_the_held_out_loss_of_one_image_has_no_standard_error(trained):
     model = load(trained / "checkpoints/version_1", device="cpu")
-    one, many = (likelihood.held_out(model, of(unlabelled(False, n)), "simple") for n in (1, 300))
+    one, many = (
+        likelihood.held_out_loss(model, of(unlabelled(False, n)), "simple") for n in (1, 300)
+    )
     assert all(row.keys() == {"loss"} for row in one.values())
     assert all(math.isfinite(row["se"]) for row in many.values())  # control

@@ -17,10 +17,10 @@ from PIL import Image
 import data.folder
 import train
 from data import DataError, DataNotFound, DataOptions, Loading, ReadError, load_splits, report
-from data.folder import MIN_IMAGES, held_out
+from data.folder import MIN_IMAGES, choose_held_out
 from data.image_set import Damage, StreamSet, TensorSet
+from utils.class_names import match_classes, natural_key, readable
 from utils.errors import InputError
-from utils.labels import match_classes, natural_key, readable
 
 STREAMED, IN_MEMORY = Loading(in_memory=0), Loading()
 
@@ -307,7 +307,7 @@ def test_what_is_cropped_is_said_where_it_is_much(tmp_path):
 @pytest.mark.parametrize(("images", "expected"), [(1, 0), (19, 0), (20, 2), (95, 9), (1000, 100)])
 def test_a_tenth_is_held_out_but_nothing_of_few(images, expected):
     digests = torch.randint(0, 256, (images, 32), dtype=torch.uint8)
-    chosen = held_out(torch.zeros(images, dtype=torch.int64), digests)
+    chosen = choose_held_out(torch.zeros(images, dtype=torch.int64), digests)
     assert chosen.sum() == expected
     assert MIN_IMAGES == 20
 
@@ -315,30 +315,30 @@ def test_a_tenth_is_held_out_but_nothing_of_few(images, expected):
 def test_held_out_images_are_of_every_class_that_has_enough():
     labels = torch.tensor([0] * 50 + [1] * 9 + [2] * 5 + [3] * 4 + [4])
     digests = torch.randint(0, 256, (len(labels), 32), dtype=torch.uint8)
-    chosen = held_out(labels, digests)
+    chosen = choose_held_out(labels, digests)
     assert [int(chosen[labels == label].sum()) for label in range(5)] == [5, 1, 1, 0, 0]
 
 
 def test_copies_are_on_one_side():
     digests = torch.randint(0, 256, (60, 32), dtype=torch.uint8).repeat(2, 1)
     labels = torch.tensor([0] * 60 + [1] * 60)
-    chosen = held_out(labels, digests)
+    chosen = choose_held_out(labels, digests)
     assert torch.equal(chosen[:60], chosen[60:])
     assert 6 <= chosen[:60].sum() <= 12
     labels[90:] = 2  # the copies in two classes of their own
-    assert torch.equal(*held_out(labels, digests).view(2, 60))
+    assert torch.equal(*choose_held_out(labels, digests).view(2, 60))
 
 
 def test_copies_leave_something_to_train_on():
     """Thirty copies of one image count as one; a class of copies of another's keeps them."""
     one = torch.zeros(30, 32, dtype=torch.uint8)
-    assert not held_out(torch.zeros(30, dtype=torch.int64), one).any()
+    assert not choose_held_out(torch.zeros(30, dtype=torch.int64), one).any()
     digests = torch.randint(0, 256, (40, 32), dtype=torch.uint8)
     labels = torch.zeros(50, dtype=torch.int64)
     labels[40:] = 1
-    chosen = held_out(labels[:40], digests)
+    chosen = choose_held_out(labels[:40], digests)
     copied = digests[chosen][:1].repeat(10, 1)
-    both = held_out(labels, torch.cat([digests, copied]))
+    both = choose_held_out(labels, torch.cat([digests, copied]))
     assert torch.equal(both[:40], chosen)
     assert not both[40:].any()
 
@@ -346,9 +346,9 @@ def test_copies_leave_something_to_train_on():
 def test_another_image_does_not_change_the_lot_of_the_others():
     digests = torch.randint(0, 256, (100, 32), dtype=torch.uint8)
     labels = torch.zeros(100, dtype=torch.int64)
-    before, after = held_out(labels[:99], digests[:99]), held_out(labels, digests)
+    before, after = choose_held_out(labels[:99], digests[:99]), choose_held_out(labels, digests)
     assert (before != after[:99]).sum() <= 2
-    assert not torch.equal(after, held_out(labels, digests.flip(0)))  # control: by content
+    assert not torch.equal(after, choose_held_out(labels, digests.flip(0)))  # control: by content
 
 
 def test_without_held_out_images_it_is_said(tmp_path):

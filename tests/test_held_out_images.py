@@ -18,9 +18,9 @@ from utils import checkpoint
 FLAGS = [*NETWORK, "--dataset", "folder", "--image-size", "14", "--max-steps", "2"]
 
 
-def recorded(train_set, test_set) -> Loading:
+def stored(train_set, test_set) -> Loading:
     """As a checkpoint of a run on these sets has it."""
-    known = setup.data_record(train_set, test_set)
+    known = setup.data_entry(train_set, test_set)
     return Loading.of(known, fingerprint=train_set.fingerprint)
 
 
@@ -33,7 +33,7 @@ def resumed(root, loading: Loading, **options):
 def test_new_images_are_left_out_and_gone_ones_are_missed(tmp_path, layout):
     root = fill(tmp_path, *layout, each=12)
     before = opened(root)
-    loading = recorded(*before)
+    loading = stored(*before)
     held_out = {bytes(row) for row in before[1].digests.tolist()}
     put(root / layout[-1] / "new.png", 999)
     sets = opened(root, loading)
@@ -130,7 +130,7 @@ def test_a_flat_test_folder_beside_classes_is_refused_with_what_to_do(tmp_path):
 def test_other_classes_or_labels_are_refused_also_where_files_may_be_missing(tmp_path):
     """A class that is renamed or gone shifts the numbers of all others."""
     root = fill(tmp_path, "ant", "bee", "cat", each=12)
-    loading = recorded(*opened(root))
+    loading = stored(*opened(root))
     trained = {bytes(row) for row in loading.digests.tolist()}
     paths = [p for p in sorted(root.rglob("*.png")) if digest(p) in trained]
     first = paths[0].read_bytes()
@@ -155,7 +155,7 @@ def test_a_copy_that_is_gone_is_a_missing_image(tmp_path):
     own = next(p for p in sorted(root.rglob("*.png")) if digest(p) in trained)
     copy = own.with_name("copy.png")
     shutil.copy(own, copy)
-    loading = recorded(*opened(root))
+    loading = stored(*opened(root))
     copy.unlink()
     with pytest.raises(DataError, match=r"1 of the .* are gone"):
         resumed(root, loading)

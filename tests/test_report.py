@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from recorded import change, validation, write_history, write_run
+from run_folders import change, validation, write_history, write_run
 
 from evaluation.embedded import embedded, evenly
-from evaluation.recorded import Recorded
+from evaluation.markup import VOID, Markup, tag
 from evaluation.report import write_report
-from utils.markup import VOID, Markup, tag
+from evaluation.run_folder import RunFolder
 
 HOSTILE = (
     '<script>alert("1")</script>',
@@ -189,10 +189,10 @@ def test_lines_that_a_resumed_run_repeats_stand_for_the_earlier_ones(logs):
     write_history(logs, [*map(validation, (100, 200, 300, 400)), *again])
     with open(logs / "history.jsonl", "a") as file:
         file.write('{"step": 500, "sec')  # killed while it wrote
-    record = Recorded.of(logs)
-    assert [own["step"] for own in record.history] == [100, 200, 250, 300]
-    assert record.last("train") == 7.0
-    assert record.problems == ("history.jsonl: 1 of 7 lines left out",)
+    run = RunFolder.of(logs)
+    assert [own["step"] for own in run.history] == [100, 200, 250, 300]
+    assert run.last("train") == 7.0
+    assert run.problems == ("history.jsonl: 1 of 7 lines left out",)
 
 
 def noise(path, side: int) -> None:

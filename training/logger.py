@@ -24,9 +24,9 @@ from training.validate import HeldOutLosses, Preview
 from training.validation_schedule import Size
 from utils import images, runs
 from utils.devices import peak_memory
-from utils.names import RECORD
 from utils.process import StopSignal
 from utils.progress import Progress
+from utils.run_names import RUN_FILE
 from utils.runs import Run
 from utils.seeding import permutation
 
@@ -105,7 +105,7 @@ class Logger:
         total = state.schedule.total_steps if state.schedule else None
         progress = {"status": status, "step": state.step, "total_steps": total}
         progress["seconds"] = state.seconds
-        self.outputs.json(RECORD, {**self.about, **progress})
+        self.outputs.json(RUN_FILE, {**self.about, **progress})
 
     def say(self, line: str) -> None:
         """Print, above the bars where there are any."""

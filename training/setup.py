@@ -23,7 +23,7 @@ from training.screen import folded
 from training.state import TrainState, build
 from utils.devices import DEVICES, main_memory
 from utils.distributed import Ranks
-from utils.names import check_name
+from utils.run_names import check_name
 
 CACHE, CLASSIFIERS = "cache", "classifiers"  # under the run root: decoded images, extractors
 MOST_SIGNAL = 0.01  # alpha_bar_T above which a warning is printed; that of VDM is 0.0067
@@ -199,26 +199,26 @@ def check_replay(step: int | None, resumed: Resumed | None) -> None:
 
 
 def data_options(config: Config) -> DataOptions:
-    """What the configuration says of the images."""
+    """The options of the configuration that concern the images."""
     return DataOptions(**asdict(config.data), image_channels=config.model.image_channels)
 
 
 def load_data(args: Args, ranks: Ranks) -> tuple[Config, ImageSet, ImageSet]:
     """The configuration with what follows from the data filled in; training and test set."""
     config = args.config
-    recorded = args.resumed.ckpt.get("data", {}) if args.resumed else {}
+    stored = args.resumed.ckpt.get("data", {}) if args.resumed else {}
     try:
         with ranks.first_before_others():  # which then find the images decoded
             check = partial(check_data, config)
             loading = Loading.of(
-                recorded,
+                stored,
                 cache=args.run_root / CACHE,
                 silent=ranks.silent,
                 check=check,
                 size_multiple=config.model.size_multiple,
             )
             options = data_options(config)
-            train_set, test_set = load_splits(options, recorded.get("fingerprint"), loading)
+            train_set, test_set = load_splits(options, stored.get("fingerprint"), loading)
     except DataNotFound as e:
         if not args.may_substitute:
             raise
@@ -246,8 +246,8 @@ def check_data(config: Config, classes: int, size: tuple[int, int]) -> None:
         raise ConfigError(f"{e}; --image-size chooses another size") from e
 
 
-def data_record(train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
-    """What a checkpoint says of its images."""
+def data_entry(train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
+    """The entry ``data`` of a checkpoint: what identifies the images of its run."""
     return {
         "source": train_set.source,
         "fingerprint": train_set.fingerprint,
@@ -266,7 +266,7 @@ SUBSTITUTE = """
 """
 
 
-def describe(state: TrainState) -> str:
+def describe_run(state: TrainState) -> str:
     """What --dry-run prints besides the data: settings, layers, device."""
     options = state.config.options()
     settings = [folded(flag(f.name), shown(f, value), 26) for f, _, value in options]

@@ -15,8 +15,8 @@ from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
 from training.state import build, restore_value_prior
 from utils import checkpoint
+from utils.class_names import match_classes
 from utils.devices import pick_device, tune
-from utils.labels import match_classes
 from utils.seeding import image_noise
 
 RUN_ROOT = Path("Logs_Checkpoints")

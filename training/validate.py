@@ -83,10 +83,10 @@ class Validation:
     """The fixed images on which a run is validated."""
 
     def __init__(self, state: TrainState, train_set: ImageSet, test_set: ImageSet) -> None:
-        self.train_set, self.held_out = train_set, None
+        self.train_set, self.points = train_set, None
         if len(test_set):
             images = subset(test_set, POINTS)
-            self.held_out = HeldOut.of(*images, state.diffusion).low_discrepancy_order()
+            self.points = HeldOut.of(*images, state.diffusion).low_discrepancy_order()
 
     def measure(self, state: TrainState) -> HeldOutLosses | None:
         """The held-out losses, which update state.best; None without test images.
@@ -95,14 +95,14 @@ class Validation:
         """
         size, sample = self.size(state), state.config.sample
         errors = state.finished or sample.variance == "optimal"
-        points = self.held_out and self.held_out[: size.points]
+        points = self.points and self.points[: size.points]
         total = (2 * len(points.t) if points else 0) + (size.points if errors else 0)
         state.x0_error, losses = None, None
         with Progress("validating", total, "images", silent=state.ranks.silent) as progress:
             if points:
                 with autocast(state.device, state.config.train.precision):
                     own = (
-                        held_out(model, state, points, progress.update)
+                        losses_of(model, state, points, progress.update)
                         for model in (state.ema, state.model)
                     )
                     losses = HeldOutLosses(points.t, *own)
@@ -137,10 +137,10 @@ class Validation:
         return state.validation_schedule.size(state.step, state.finished)
 
 
-def held_out(
+def losses_of(
     model: nn.Module, state: TrainState, points: HeldOut, progress: Callable[[int], None]
 ) -> Tensor:
-    """The losses of a model without dropout, (N,)."""
+    """The held-out losses of a model, without dropout, (N,)."""
     training = model.training
     with torch.compiler.set_stance("force_eager"):  # not compiled anew for another batch size
         losses = held_out_losses(model.eval(), state.diffusion, points, progress)

@@ -18,8 +18,8 @@ import torch
 from utils.devices import out_of_memory
 from utils.errors import InputError
 from utils.files import whole_file
-from utils.names import version_of
 from utils.pytree import digest, mismatches, not_finite
+from utils.run_names import version_of
 from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1

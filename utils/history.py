@@ -34,11 +34,16 @@ def rounded(value: Any) -> Any:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's logs; none without the file. Damaged lines are left out."""
     path = folder / HISTORY
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for line in lines if (row := parsed(line))]
+    rows = parse_history(path.read_bytes()) if path.exists() else []
+    return [row for row in rows if row]
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
+def parse_history(content: bytes) -> list[dict[str, Any] | None]:
+    """A row for each line; None where that is damaged, as the last one of a killed run."""
+    return [parse_line(line) for line in content.splitlines()]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """A row; None where the line is none, as a crash or a disk may leave it."""
     try:
         row = json.loads(line)

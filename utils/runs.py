@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 
 from utils import checkpoint
+from utils.class_names import listed
 from utils.devices import has_bf16
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError
 from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
-from utils.labels import listed
-from utils.names import label, version_of
 from utils.pytree import not_finite
+from utils.run_names import run_title, version_of
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository
 
@@ -226,7 +226,7 @@ def find_logs(word: str, root: Path) -> Path:
     elif word == "latest":
         path = checkpoint.newest_version(root) or path
     if not os.path.exists(path):  # also of words that can be no path
-        known = [label(run_at(root, number).logs) for number in versions(root)]
+        known = [run_title(run_at(root, number).logs) for number in versions(root)]
         there = f"there are {listed(known)}" if known else "there are none"
         raise RunError(f"no run {word} under {root}: {there}")
     return logs_of(path / "any" if path.is_dir() else path)

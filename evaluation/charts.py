@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.axes import HUGE, TINY, Axis, linear, logarithmic
+from evaluation.axes import HUGE, TINY, Axis, linear, logarithmic
+from evaluation.markup import Markup, tag
 from utils.files import whole_file
-from utils.markup import Markup, tag
 
 Point = tuple[float, float]
 SCALES = {"linear": linear, "log": logarithmic}

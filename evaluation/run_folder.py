@@ -1,4 +1,4 @@
-"""What the log folder of a run says of it: settings, environment, history, scores."""
+"""The log folder of a run, read: its settings, environment, history and scores."""
 
 import json
 import math
@@ -9,25 +9,25 @@ from typing import Any, Literal, Self, get_origin
 
 from config import Config, flag, is_of, shown
 from evaluation.tables import Cells, cell
-from utils.history import HISTORY
-from utils.names import RECORD, label, name_of
+from utils.history import HISTORY, parse_history
 from utils.pytree import walk
+from utils.run_names import RUN_FILE, name_of, run_title
 
-FILES = (RECORD, "config.json", "environment.json", "metrics.json")
+FILES = (RUN_FILE, "config.json", "environment.json", "metrics.json")
 # The numbers of a validation by dotted name: "held_out", "held_out_by_t.0", "score.recall".
-Validation = dict[str, float]
+HistoryRow = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunFolder:
     """The files of a log folder; what is absent is empty."""
 
     logs: Path
-    run: dict[str, Any]
+    about: dict[str, Any]  # run.json
     config: dict[str, Any]
     environment: dict[str, Any]
     metrics: dict[str, Any]
-    history: tuple[Validation, ...]  # by rising step
+    history: tuple[HistoryRow, ...]  # by rising step
     problems: tuple[str, ...]  # what cannot be read and counts as absent, a line each
 
     @classmethod
@@ -35,7 +35,7 @@ class Recorded:
         """Read the folder."""
         problems: list[str] = []
         found = [read_object(logs / name, problems) for name in FILES]
-        history = tuple(read_history(logs / HISTORY, problems))
+        history = tuple(without_repeated(logs / HISTORY, problems))
         return cls(logs, *found, history, tuple(problems))
 
     @property
@@ -44,20 +44,20 @@ class Recorded:
         return self.logs.name
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """The run's name, or its version where it has none."""
         return name_of(self.logs) or self.version
 
     @property
-    def label(self) -> str:
+    def title(self) -> str:
         """Name and version."""
-        return label(self.logs)
+        return run_title(self.logs)
 
     @property
     def seconds(self) -> float:
         """That the run has taken; of one that ended without notice, until its last validation."""
-        known = [validation["seconds"] for validation in self.history[-1:]]
-        whole = self.run.get("seconds")
+        known = [row["seconds"] for row in self.history[-1:]]
+        whole = self.about.get("seconds")
         return max([0.0, *known, *([float(whole)] if is_seconds(whole) else [])])
 
     @property
@@ -68,9 +68,9 @@ class Recorded:
     @property
     def scores(self) -> dict[str, Cells]:
         """Those of evaluate.py, real images with the standard deviation over their draws."""
-        spread = rows_of(self.metrics, "scores", "std")
+        std = rows_of(self.metrics, "scores", "std")
         return {
-            name: with_spread(row, spread.get(name, {}))
+            name: with_std(row, std.get(name, {}))
             for name, row in rows_of(self.metrics, "scores", "rows").items()
         }
 
@@ -79,7 +79,7 @@ class Recorded:
         """What the scores of evaluate.py are of: checkpoint, step, number of samples, seed."""
         return part(self.metrics, "scores", "of")
 
-    def measured(self, name: str) -> list[Validation]:
+    def measured(self, name: str) -> list[HistoryRow]:
         """The validations that have this number, and have it finite."""
         return [own for own in self.history if math.isfinite(own.get(name, math.nan))]
 
@@ -87,7 +87,7 @@ class Recorded:
         """The number at the last validation that has it."""
         return next((own[name] for own in reversed(self.measured(name))), None)
 
-    def best(self, name: str) -> Validation | None:
+    def best(self, name: str) -> HistoryRow | None:
         """The validation at which the number was the lowest."""
         return min(self.measured(name), key=lambda own: own[name], default=None)
 
@@ -106,35 +106,34 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def read_history(path: Path, problems: list[str]) -> list[Validation]:
+def without_repeated(path: Path, problems: list[str]) -> list[HistoryRow]:
     """The validations of a run.
 
     Where it was resumed from an earlier step, later lines stand in for those they repeat.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        rows = parse_history(path.read_bytes())
     except FileNotFoundError:
         return []
     except OSError as e:
         problems.append(f"{path.name} cannot be read: {e.strerror}")
         return []
-    found = [validation for line in lines if (validation := parse(line))]
-    if len(found) < len(lines):
-        problems.append(f"{path.name}: {len(lines) - len(found)} of {len(lines)} lines left out")
-    history: list[Validation] = []
-    for validation in found:
-        while history and history[-1]["step"] >= validation["step"]:
+    found = [numbers for row in rows if row and (numbers := numbers_of(row))]
+    if len(found) < len(rows):
+        problems.append(f"{path.name}: {len(rows) - len(found)} of {len(rows)} lines left out")
+    history: list[HistoryRow] = []
+    for row in found:
+        while history and history[-1]["step"] >= row["step"]:
             history.pop()
-        history.append(validation)
+        history.append(row)
     return history
 
 
-def parse(line: bytes) -> Validation | None:
-    """The numbers of a line; None where it is no validation, as the half line of a killed run."""
+def numbers_of(row: dict[str, Any]) -> HistoryRow | None:
+    """The numbers of a row; None where its step or its seconds cannot be."""
     try:
-        content = json.loads(line)
-        numbers = {name: float(value) for name, value in walk(content) if is_number(value)}
-    except (ValueError, OverflowError, RecursionError):
+        numbers = {name: float(value) for name, value in walk(row) if is_number(value)}
+    except (OverflowError, RecursionError):
         return None
     whole = all(is_seconds(numbers.get(name)) for name in ("step", "seconds"))
     return numbers if whole else None
@@ -166,9 +165,9 @@ def part(content: Any, *path: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def with_spread(row: dict[str, float], spread: dict[str, float]) -> Cells:
+def with_std(row: dict[str, float], std: dict[str, float]) -> Cells:
     """A row with its standard deviations, in the same cells."""
-    both = {c: f"{cell(row, c)} \u00b1 {spread[c]:.2g}" for c in row if spread.get(c)}
+    both = {c: f"{cell(row, c)} \u00b1 {std[c]:.2g}" for c in row if std.get(c)}
     return {**row, **both}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.errors import InputError
 
-RECORD = "run.json"  # in the logs of a run, with its name; "" where it has none
+RUN_FILE = "run.json"  # in the logs of a run, with its name; "" where it has none
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 VERSION = r"(?:version_)?([0-9]{1,18})"
 TAKEN = rf"latest|auto|{VERSION}|[0-9]+"  # words that mean something else
@@ -52,7 +52,7 @@ def version_of(word: str, root: Path) -> str | None:
     return found[0] if found else None
 
 
-def label(logs: Path) -> str:
+def run_title(logs: Path) -> str:
     """Name and version of the run with this log folder; the version alone where it has no name."""
     name = name_of(logs)
     return f"{name} ({logs.name})" if name else logs.name
@@ -61,7 +61,7 @@ def label(logs: Path) -> str:
 def name_of(logs: Path) -> str:
     """The name in the log folder of a run; "" where it has none, or none that it can have."""
     with suppress(OSError, ValueError, RecursionError):
-        record = json.loads((logs / RECORD).read_bytes())
+        record = json.loads((logs / RUN_FILE).read_bytes())
         if isinstance(record, dict) and is_name(record.get("name")):
             return record["name"]
     return ""

@@ -2,7 +2,7 @@
 
 import json
 
-from evaluation.record import write_sections
+from evaluation.metrics_file import write_sections
 
 FIRST = {"checkpoint": "a.pt", "step": 7, "weights": "abc", "num": 5, "seed": 0}
 

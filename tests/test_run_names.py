@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from recorded import change, write_run
+from run_folders import change, write_run
 
 from training.setup import parse_args
 from utils import checkpoint, runs
-from utils.names import RunNameError, check_name, label, name_of, version_of
+from utils.run_names import RunNameError, check_name, name_of, run_title, version_of
 
 pytest_plugins = "trained"
 
@@ -79,10 +79,10 @@ NAMELESS = ["", "{", "[]", '{"name": 3}', '{"names": "a"}', '{"name": "../a"}', 
 @pytest.mark.parametrize("content", NAMELESS)
 def test_a_run_without_a_name_is_called_by_its_version(tmp_path, content):
     logs = write_run(tmp_path, 7, "first")
-    assert label(logs) == "first (version_7)"  # control
+    assert run_title(logs) == "first (version_7)"  # control
     (logs / "run.json").write_text(content)
     assert name_of(logs) == ""
-    assert label(logs) == "version_7"
+    assert run_title(logs) == "version_7"
 
 
 def test_a_resumed_run_keeps_its_name_until_another_is_typed(trained, tmp_path):

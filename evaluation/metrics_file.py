@@ -36,14 +36,14 @@ def earlier(path: Path) -> dict[str, Section]:
         return {}
     except ValueError:
         content = None
-    if is_record(content):
+    if is_metrics(content):
         return content
     print(f"\n{path} has not the form of this version: kept as {path.name}.replaced")
     set_aside([path], "replaced")
     return {}
 
 
-def is_record(content: Any) -> bool:
+def is_metrics(content: Any) -> bool:
     """Whether every section names the step and the weights it is of."""
     if not isinstance(content, dict):
         return False
