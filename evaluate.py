@@ -35,6 +35,7 @@ from evaluation.features import (
     Features,
     LabeledImages,
     cache_path,
+    labels_or_zeros,
     load_or_train,
 )
 from evaluation.floor import proportional_labels
@@ -204,7 +205,7 @@ def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Ro
     for name, sampler in e.args.samplers.items():
         print(f"drawing {num} images: {name}", flush=True)
         x, cost = timed_samples(e.model, e.args, sampler, y, ranks)
-        labels = torch.zeros(len(x), dtype=torch.int64) if y is None else y[: len(x)]
+        labels = labels_or_zeros(y, len(x))[: len(x)]  # a rank behind the first has its share
         samples[name] = LabeledImages(x, labels).to(e.train.images.device), cost
     return samples
 

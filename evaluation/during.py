@@ -14,6 +14,7 @@ from evaluation.features import (
     FeatureExtractor,
     LabeledImages,
     cache_path,
+    labels_or_zeros,
     load_or_train,
     seconds_to_train,
 )
@@ -45,8 +46,8 @@ class Scorer:
         extractor = load_or_train(train, test, task, cache_path(folder, sets[0], task))
         real = extractor.extract(train), extractor.extract(test)
         labels = proportional_labels(train.labels, num) if conditional else None
-        of_samples = torch.zeros(num, dtype=torch.int64) if labels is None else labels
-        reference = Floor.of(of_samples, real, conditional, most=1).reference.without_images()
+        floor = Floor.of(labels_or_zeros(labels, num), real, conditional, most=1)
+        reference = floor.reference.without_images()
         print(f"{extractor.summary}; {time.monotonic() - began:.0f} seconds", flush=True)
         for line in missing_scores(num, reference, conditional):
             print(line, flush=True)
@@ -59,7 +60,7 @@ class Scorer:
         In [-1, 1], of the labels; those that apply to so many.
         """
         conditional, device = self.labels is not None, self.reference.few.features.device
-        labels = self.labels if conditional else torch.zeros(len(x_0), dtype=torch.int64)
+        labels = labels_or_zeros(self.labels, len(x_0))
         samples = self.extractor.extract(LabeledImages(to_uint8(x_0), labels).to(device))
         row = score(samples, self.reference, conditional)
         return {name.partition("@")[0]: value for name, value in row.items()}

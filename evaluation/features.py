@@ -15,6 +15,7 @@ from torch import Tensor
 from data import ImageSet
 from evaluation.tasks import Task
 from models import Classifier
+from models.summary import FORWARD_SHARE
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.devices import autocast, double
@@ -25,7 +26,7 @@ from utils.seeding import mix, permutation
 STEPS, BATCH, LR, SHIFT = 1900, 128, 3e-3, 2  # pixels of shift; about four epochs of MNIST
 MAX_REAL = 60_000  # real images in memory
 CHUNK = 500  # images per forward pass
-TIMED, FORWARD = 5, 1 / 3  # steps for a forecast; the share of a step that is its forward pass
+TIMED = 5  # steps for a forecast
 KIND = "ddpm-classifier-2"  # change it with the recipe: other features
 
 
@@ -121,6 +122,11 @@ class FeatureExtractor:
         return Features(source, *(torch.cat(part) for part in zip(*parts, strict=True)), self.task)
 
 
+def labels_or_zeros(labels: Tensor | None, count: int) -> Tensor:
+    """Labels (count,); zeros for samples of an unconditional network, which have none."""
+    return torch.zeros(count, dtype=torch.int64) if labels is None else labels
+
+
 def channels_last(images: Tensor) -> Tensor:
     """uint8 -> [-1, 1], in the memory format that convolutions are fastest in."""
     return normalize(images).contiguous(memory_format=torch.channels_last)
@@ -200,7 +206,7 @@ def seconds_to_train(image_set: ImageSet, task: Task, count: int, trained: bool)
     unscaled = FeatureExtractor(model.eval(), task, 1.0, None, "")
     unscaled.extract(images).features.cpu()  # waits for the device
     step = (time.monotonic() - began) / TIMED
-    return step * (0 if trained else STEPS) + FORWARD * step * count / BATCH
+    return step * (0 if trained else STEPS) + FORWARD_SHARE * step * count / BATCH
 
 
 def fit(model: Classifier, train: LabeledImages, task: Task, steps: int = STEPS) -> None:

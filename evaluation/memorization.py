@@ -42,13 +42,10 @@ def memorization(
             real_distances(features[1], features[2])[unseen],
         ),
     }
-    found = {
-        "baseline": describe_baseline(unseen, len(test)),
-        **rows,
-        "verdict": verdict(rows["pixels"]),
-    }
+    baseline = describe_baseline(unseen, len(test))
+    found = {"baseline": baseline, **rows, "verdict": verdict(rows["pixels"])}
     title = f"Distance to the nearest training image of {len(samples)} samples"
-    show(f"{title}; baseline: {found['baseline']}", rows)
+    show(f"{title}; baseline: {baseline}", rows)
     closest = distances.argsort()[:PAIRS]
     pairs = torch.cat([samples.source.images[closest], train.source.images[index[closest]]])
     save_png(grid(normalize(pairs), len(closest)), picture)

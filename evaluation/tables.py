@@ -2,30 +2,30 @@
 
 from collections.abc import Mapping
 
+from utils import tables
+
+LEAST = 8  # characters of a column
 Row = dict[str, float]
 Cells = Mapping[str, float | str]  # of a row, by column
 
 
 def table(title: str, rows: Mapping[str, Cells]) -> str:
     """A row per name, numbers to four digits; a dash where a row lacks a column."""
-    columns = columns_of(rows)
-    first = max(len(name) for name in rows)
-    widths = [
-        max(8, len(name), *(len(cell(row, name)) for row in rows.values())) + 2 for name in columns
-    ]
-    lines = [title, " " * first + "".join(map(str.rjust, columns, widths))]
-    for name, row in rows.items():
-        cells = [cell(row, c) for c in columns]
-        lines.append(name.ljust(first) + "".join(map(str.rjust, cells, widths)))
-    return "\n".join(lines)
+    return f"{title}\n{tables.aligned(lines_of(rows), left=1, least=LEAST)}"
 
 
 def markdown(rows: Mapping[str, Cells]) -> str:
     """The same as a table of Markdown."""
+    return tables.markdown([list(map(escaped, line)) for line in lines_of(rows)], left=1)
+
+
+def lines_of(rows: Mapping[str, Cells]) -> list[list[str]]:
+    """The head and the rows, as text."""
     columns = columns_of(rows)
-    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
-    lines += [[name, *(cell(row, c) for c in columns)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
+    return [
+        ["", *columns],
+        *([name, *(cell(row, c) for c in columns)] for name, row in rows.items()),
+    ]
 
 
 def escaped(text: str) -> str:

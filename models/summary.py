@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils import tables
+
+FORWARD_SHARE = 1 / 3  # of the time of a training step is its forward pass
+
 
 class Layer(NamedTuple):
     """A module: its name, its output shape without the batch, parameters, FLOPs per image."""
@@ -83,16 +87,9 @@ def cells(rows: list[Layer]) -> list[tuple[str, ...]]:
 
 def markdown(rows: list[Layer]) -> str:
     """For TensorBoard."""
-    lines = [HEAD, ("---", "---", "---:", "---:"), *cells(rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return tables.markdown([HEAD, *cells(rows)], left=2)
 
 
 def text(rows: list[Layer]) -> str:
     """For a terminal."""
-    lines = [HEAD, *cells(rows)]
-    name, shape, *numbers = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        f"{line[0]:{name}}  {line[1]:{shape}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[2:], numbers, strict=True))
-        for line in lines
-    )
+    return tables.aligned([HEAD, *cells(rows)], left=2)

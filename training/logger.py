@@ -22,7 +22,7 @@ from training.screen import footer, header, listed_scores, rate, time_left
 from training.state import TrainState
 from training.validate import HeldOutLosses, Preview
 from training.validation_schedule import Size
-from utils import images, runs
+from utils import images, runs, tables
 from utils.devices import peak_memory
 from utils.process import StopSignal
 from utils.progress import Progress
@@ -289,7 +289,7 @@ def page(
 
 def table(title: str, rows: Iterable[tuple[str, object]]) -> str:
     """Two columns of Markdown."""
-    return "\n".join([f"| {title} | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows)])
+    return tables.markdown([(title, ""), *((key, str(value)) for key, value in rows)], left=2)
 
 
 def hparams(about: dict[str, Any], state: TrainState) -> dict[str, str | int | float | bool]:

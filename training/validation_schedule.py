@@ -8,11 +8,11 @@ from math import ceil, lcm
 from typing import Self
 
 from config import Config
+from models.summary import FORWARD_SHARE
 
 FIRST = 200  # steps before the first validation; the next ones at twice as many, while it is early
 LATE = 3  # times ``every``: a validation before it is small, later ones are whole
 SHARE = 0.027  # of the work of training up to any step, for the validations until then
-FORWARD = 1 / 3  # of the time of a training step is its forward pass
 POINTS, SMALL, FEWEST = 1024, 256, 64  # points of the held-out loss: whole, small, at least
 PER_POINT = 64  # training images, at least, for each point
 SAMPLES, ROWS, MOST_ROWS = 100, 10, 16  # of the grid, in rows of a class
@@ -106,7 +106,7 @@ class ValidationSchedule:
         images, small = step * self.batch_size, self.early and not last and step < LATE * self.every
         points = min(images // PER_POINT, SMALL if small else POINTS)
         points = max(FEWEST, 1 << points.bit_length() - 1 if points else 0)
-        samples = int(MOST_DRAWN * images / FORWARD / self.evaluations)
+        samples = int(MOST_DRAWN * images / FORWARD_SHARE / self.evaluations)
         columns = min(samples // self.rows, 1 if small else self.columns)
         if columns:
             return Size(points, self.rows, columns)
@@ -119,12 +119,12 @@ class ValidationSchedule:
     def cost_of(self, size: Size, errors: bool) -> float:
         """Of a validation of this size, in training steps: of two networks, and of samples."""
         evaluations = (3 if errors else 2) * size.points + size.samples * self.evaluations
-        return FORWARD * evaluations / self.batch_size
+        return FORWARD_SHARE * evaluations / self.batch_size
 
     @property
     def score_cost(self) -> float:
         """Of the samples that are scored, in training steps."""
-        return FORWARD * self.score_images * self.evaluations / self.batch_size
+        return FORWARD_SHARE * self.score_images * self.evaluations / self.batch_size
 
     def cost_within(self, first: int, last: int) -> float:
         """Of all validations after the steps first + 1 ... last, and of one at the end."""
