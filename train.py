@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 if __name__ == "__main__":  # before the imports that take seconds
     sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
@@ -21,8 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import torch
 from torch import Tensor, nn
 
-from config import Config
-from data import ImageSet, ReadError, report
+from data import ImageSet, report
 from evaluation.during import Scorer, names_of, seconds_to_prepare
 from evaluation.report import write_report
 from training import resume
@@ -36,6 +34,7 @@ from training.nonfinite import (
     skip_if_not_finite,
 )
 from training.outputs import warn_on_error
+from training.saving import last_good, save_checkpoint, save_ema, saved_on_read_error
 from training.screen import forecast_lines
 from training.setup import CACHE, CLASSIFIERS, Args, data_entry, describe_run, load_data, parse_args
 from training.state import TrainState
@@ -46,7 +45,7 @@ from utils.devices import autocast, memory_errors, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.process import StopSignal, exit_code, interruptible
 from utils.progress import Progress
-from utils.runs import Run, environment, last_good, open_run, upcoming
+from utils.runs import Run, environment, open_run, upcoming
 from utils.seeding import generator, mix
 
 SPARE_MEMORY = "lower --batch-size, raise --grad-accum, or add --checkpoint-activations"
@@ -76,73 +75,63 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     config, train_set, test_set = load_data(args, ranks)
     start = args.resumed or args.pretrained
     state = TrainState.create(config, len(train_set), device, ranks, start)
+    state.notes = {"name": args.name, "data": data_entry(train_set, test_set)}
+    state.notes |= {"environment": machine}
     if not args.resumed:
         state.count_values(train_set)
     if args.dry_run:
         return dry_run(args, state, (train_set, test_set))
     ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
-    train_set, test_set = train_set.to(device), test_set.to(device)
+    train_set, test_set = sets = train_set.to(device), test_set.to(device)
     if args.replay:
         return replay(state, train_step, train_set, args.replay)
     if state.finished:
         print(f"Already finished at step {state.step}; --epochs or --max-steps train further")
         return 0
 
-    resumed = args.resumed
     with (
         StopSignal(ranks) as stop,
         memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
-        open_run(args.run_root, resumed and resumed.path, ranks) as run,
-        Logger(run, state, (train_set, test_set)) as logger,
+        open_run(args.run_root, args.resumed and args.resumed.path, ranks) as run,
+        Logger(run, state, sets) as logger,
     ):
-        if ranks.first:
-            if resumed:
-                checkpoint.set_aside(resumed.damaged, "corrupt")
-                run.go_back_to(state.step)
-                state.changes += resume.announce(resumed, device)
-            logger.start(args.name, resumed is not None, score_names(config, train_set))
-        validation = Validation(state, train_set, test_set)
-        scorer = make_scorer(args, state, (train_set, test_set), stop)
+        begin(args, state, run, logger)
+        validation, scorer = Validation(state, *sets), make_scorer(args, state, sets, stop)
         ranks.wait_for_first()
-        notes = {
-            "name": args.name,
-            "data": data_entry(train_set, test_set),
-            "environment": machine,
-        }
         clock.start(state)
-        with logger.progress_bar():
-            stopped = stop.agreed(ranks)
-            while not (state.finished or stopped):
-                try:
-                    pause = train_epoch(state, train_set, logger, clock, stop)
-                    if pause and state.validation_due and ranks.first:
-                        logger.write_losses(validation.measure(state), validation.size(state))
-                except ReadError:  # too many files; what was trained is kept
-                    if ranks.first and state.step:
-                        run.save(state, notes)
-                    raise
-                if not pause:
-                    continue
+        with logger.progress_bar(), saved_on_read_error(run, state):
+            while not (state.finished or stop.agreed(ranks)):  # never left without being saved
+                while not train_epoch(state, train_set, logger, clock, stop):
+                    pass  # the next epoch
+                if ranks.first and state.validation_due:
+                    logger.write_losses(validation.measure(state), validation.size(state))
                 state.seconds = clock.seconds
-                logger.writer.flush()  # before the checkpoint, so that the curves never lag behind
                 if ranks.first:
-                    run.save(state, notes)
-                    if state.validation_due:
-                        show(state, validation, scorer, logger, run, notes)
+                    logger.writer.flush()  # before the checkpoint: the curves never lag behind
+                    save_checkpoint(run, state)
+                if ranks.first and state.validation_due:
+                    sample_and_score(state, validation, scorer, logger, run)
                 ranks.wait_for_first()
                 state.seconds = clock.seconds
                 clock.go_on()
-                stopped = stop.agreed(ranks)  # here alone: nothing is left without being saved
         return logger.goodbye(stop, write_report)
 
 
-def show(
-    state: TrainState,
-    validation: Validation,
-    scorer: Scorer | None,
-    logger: Logger,
-    run: Run,
-    notes: dict[str, Any],
+def begin(args: Args, state: TrainState, run: Run, logger: Logger) -> None:
+    """On the first rank: log what the run is; a resumed one goes back to its checkpoint's step."""
+    if not state.ranks.first:
+        return
+    if args.resumed:
+        checkpoint.set_aside(args.resumed.damaged, "corrupt")
+        run.go_back_to(state.step)
+        state.changes += resume.announce(args.resumed, state.device)
+    train_set, conditional = logger.sets[0], state.model.num_classes > 0
+    scores = names_of(train_set, conditional) if state.config.train.score_every else ()
+    logger.start(args.name, args.resumed is not None, scores)
+
+
+def sample_and_score(
+    state: TrainState, validation: Validation, scorer: Scorer | None, logger: Logger, run: Run
 ) -> None:
     """Samples, scores, EMA weights alone: once the checkpoint is there, as none is worth a run."""
     with warn_on_error("no samples"):
@@ -152,10 +141,10 @@ def show(
         with warn_on_error("no scores"):
             logger.write_scores(score_samples(state, scorer))
         if state.best_score != before:
-            run.save(state, notes)  # which is kept from now on
+            save_checkpoint(run, state)  # which is kept from now on
     if state.config.train.keep_ema:
         with warn_on_error("cannot keep the EMA weights"):
-            run.save_ema(state, notes)
+            save_ema(run, state)
 
 
 def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> int:
@@ -165,11 +154,6 @@ def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> i
     if sets[0].notes and state.ranks.first:  # from files: show what becomes of them
         print(save_contact_sheet(sets[0], args.run_root / CACHE))
     return 0
-
-
-def score_names(config: Config, train_set: ImageSet) -> Sequence[str]:
-    """The names of the scores that the run will have."""
-    return names_of(train_set, config.model.num_classes > 0) if config.train.score_every else ()
 
 
 def forecast(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> list[str]:

@@ -28,9 +28,11 @@ from data.image_set import TensorSet
 from diffusion import DiffusionModel
 from models import PowerEMA
 from train import train_epoch
+from training.build import build
 from training.clock import Clock
+from training.epochs import Epochs
 from training.logger import Logger
-from training.state import Epochs, TrainState, build
+from training.state import TrainState
 from utils.devices import autocast
 from utils.distributed import Ranks
 from utils.images import normalize

@@ -22,7 +22,7 @@ from benchmarks import measure, sampling, scaling
 from benchmarks.baselines import LOOPS, Task, unet_of_diffusers
 from benchmarks.workers import workers
 from config import Config
-from training.state import build
+from training.build import build
 from utils.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import sample
 import train
-from training.state import Epochs
+from training.epochs import Epochs
 from utils import checkpoint, rendezvous
 from utils.distributed import Ranks, share
 from utils.process import StopSignal

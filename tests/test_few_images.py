@@ -15,7 +15,8 @@ import train
 from config import PRESETS
 from data.image_set import TensorSet
 from sample import load
-from training.state import Epochs, TrainState
+from training.epochs import Epochs
+from training.state import TrainState
 from utils.distributed import ALONE, Ranks
 from utils.seeding import permutation
 

@@ -11,7 +11,7 @@ import train
 from data.digits import draw_digits
 from evaluation.metrics import frechet_distance
 from sample import load
-from training.state import build
+from training.build import build
 from utils.images import normalize
 
 SIZES = {True: 2000, False: 500}

@@ -6,8 +6,8 @@ from faults import NETWORK, newest, result
 
 import train
 from config import Config
+from training.build import build
 from training.pretrained import Pretrained, find_pretrained
-from training.state import build
 from utils import checkpoint
 
 RUN = ["--epochs", "0", "--max-steps", "4"]

@@ -3,7 +3,7 @@
 import torch
 
 from config import PRESETS
-from training.state import build
+from training.build import build
 from utils.seeding import generator, image_noise, mix, permutation
 
 

@@ -12,7 +12,8 @@ from torch import nn
 import train
 from config import PRESETS, TrainConfig
 from models import UNet
-from training.state import TrainState, build, compiles
+from training.build import build
+from training.state import TrainState, compiles
 from utils.distributed import Ranks
 
 SMOKE = PRESETS["smoke"].override(

@@ -10,8 +10,8 @@ from faults import NETWORK, count, folder, newest, result, run
 
 from config import Config
 from training.clock import Clock
+from training.epochs import Epochs
 from training.optim import LRSchedule
-from training.state import Epochs
 from training.step_timer import StepTimer
 from training.validation_schedule import ValidationSchedule
 from utils.distributed import Ranks

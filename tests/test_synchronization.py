@@ -22,8 +22,9 @@ from config import PRESETS
 from data.image_set import StreamSet, TensorSet
 from diffusion import SAMPLERS, DiffusionModel, Sampler, generate
 from models import PowerEMA
+from training.build import build
 from training.clock import AGREE_SECONDS, Clock
-from training.state import TrainState, build
+from training.state import TrainState
 from utils.distributed import Ranks
 from utils.process import StopSignal
 

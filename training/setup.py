@@ -17,10 +17,11 @@ from data import (
 )
 from models import check_size
 from models.summary import layers, text
+from training.build import build
 from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.screen import folded
-from training.state import TrainState, build
+from training.state import TrainState
 from utils.devices import DEVICES, main_memory
 from utils.distributed import Ranks
 from utils.run_names import check_name

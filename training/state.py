@@ -1,7 +1,6 @@
-"""The state of a training run, and how its steps map onto epochs."""
+"""The state of a training run: all that changes while it lasts."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from config import Config, ConfigError, TrainConfig
+from config import Config, TrainConfig
 from data import ImageSet
-from diffusion import GaussianDiffusion, LossMoments, make_diffusion, value_prior
-from models import PowerEMA, UNet, check_size
+from diffusion import GaussianDiffusion, LossMoments, value_prior
+from models import PowerEMA, UNet
+from training.build import build, restore_value_prior
+from training.epochs import Epochs
 from training.optim import OPTIMIZERS, LRSchedule
 from training.pretrained import Pretrained
 from training.resume import Resumed
@@ -23,60 +24,10 @@ from utils.checkpoint import CheckpointError
 from utils.distributed import Ranks
 from utils.images import to_uint8
 from utils.progress import Progress
-from utils.seeding import coins, mix, permutation
+from utils.seeding import permutation
 
-MOST_GAIN = 1e3  # of errors of eps at T without clipping; linear has 160, cosine 2e4
 COUNTED, CHUNK = 5_000, 100  # images whose pixel values are counted; of them in memory at once
 COMPILE_STEPS, COMPILE_MINUTES = 10_000, 10.0  # from which on compiling pays off, on CUDA
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """How the global steps 1, 2, ... are divided into epochs of one or more passes over the images.
-
-    Over few images it takes several, so that --epochs means much the same work for any set: at
-    least min_images images. Where a pass ends within a batch, the next one fills it.
-    """
-
-    images: int
-    batch_size: int
-    min_images: int = 1
-
-    @property
-    def passes(self) -> int:
-        """Passes per epoch: one, or as many as min_images images take."""
-        return math.ceil(self.min_images / self.images)
-
-    @property
-    def steps(self) -> int:
-        """Steps per epoch; the last batch may be smaller."""
-        return math.ceil(self.passes * self.images / self.batch_size)
-
-    def limit(self, c: TrainConfig) -> float:
-        """The smaller of --epochs and --max-steps, in steps; infinite if both are 0."""
-        return min(filter(None, (c.epochs * self.steps, c.max_steps)), default=math.inf)
-
-    def global_batch(self, step: int) -> int:
-        """Images in the batch of this step, over all ranks."""
-        done = (step - 1) % self.steps * self.batch_size
-        return min(self.batch_size, self.passes * self.images - done)
-
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """The images of an epoch, (passes * images,): a permutation for each pass."""
-        return torch.cat([permutation(self.images, seed, i) for i in self.numbers(epoch)])
-
-    def flips(self, seed: int, epoch: int) -> Tensor:
-        """Which of them are mirrored, in this order; keyed by (seed, pass, image)."""
-        n = self.images
-        return torch.cat([coins(n, seed, i)[permutation(n, seed, i)] for i in self.numbers(epoch)])
-
-    def numbers(self, epoch: int) -> range:
-        """The passes of an epoch, counted over the whole run."""
-        return range(epoch * self.passes, (epoch + 1) * self.passes)
-
-    def __str__(self) -> str:
-        passes = f"{self.passes} passes" if self.passes > 1 else "one pass"
-        return f"{self.steps:,} steps: {passes} over {self.images:,} images"
 
 
 @dataclass
@@ -99,6 +50,7 @@ class TrainState:
     best_score: dict[str, float] | None = None  # step and score of the lowest Fréchet distance
     x0_error: Tensor | None = None  # of the EMA weights by t, (T + 1,), where it was measured
     changes: list[str] = field(default_factory=list)  # of settings or machine, at a resume
+    notes: dict[str, Any] = field(default_factory=dict)  # further entries of its checkpoints
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))  # consecutive skipped updates
     saved: Path | None = None  # the newest checkpoint
     moments: LossMoments | None = None  # of the losses by t, for --importance-sampling
@@ -233,6 +185,7 @@ class TrainState:
             "value_prior": self.diffusion.stored_value_prior,
             "epoch": self.step // self.epochs.steps,
             "config": asdict(self.config),
+            **self.notes,
         }
 
     def load(self, resumed: Resumed) -> None:
@@ -271,39 +224,6 @@ def flipped(
     """The batches, with those images (B, C, H, W) mirrored left to right whose flip (B,) is set."""
     for (x_0, y), flip in zip(batches, flips, strict=True):
         yield torch.where(flip.view(-1, 1, 1, 1), x_0.flip(-1), x_0), y
-
-
-def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]:
-    """The initialized network and the process. ConfigError for a combination that cannot be."""
-    try:
-        diffusion = make_diffusion(**asdict(config.diffusion))
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(mix(config.train.seed, "weights"))
-            outputs = 2 if config.diffusion.learn_variance else 1
-            model = UNet(**asdict(config.model), outputs=outputs)
-        check_size(config.data.image_size, model.size_multiple)
-        check_clipping(config, diffusion)
-    except ValueError as e:
-        raise ConfigError(str(e)) from e
-    return model.to(memory_format=torch.channels_last), diffusion
-
-
-def check_clipping(config: Config, diffusion: GaussianDiffusion) -> None:
-    """ValueError where x_0 is computed from eps, not clipped, and errors of eps are amplified."""
-    gain = (diffusion.sigma[-1] / diffusion.signal[-1]).item()
-    if config.diffusion.prediction == "eps" and not config.sample.clip and gain > MOST_GAIN:
-        raise ValueError(
-            f"--no-clip: at T this schedule multiplies the network's errors of eps by {gain:.2g}; "
-            "sample with --clip, or train with --prediction v or a schedule that ends earlier"
-        )
-
-
-def restore_value_prior(path: Path, ckpt: Mapping[str, Any], diffusion: GaussianDiffusion) -> None:
-    """Tell a process of discrete pixels what its run counted. CheckpointError if there is none."""
-    if (own := diffusion.stored_value_prior) is not None:
-        found = {"value_prior": ckpt.get("value_prior")}
-        checkpoint.check_fits(path, "process", found, {"value_prior": own})
-        diffusion.value_prior.copy_(found["value_prior"])
 
 
 def compiles(c: TrainConfig, device: torch.device, ahead: int | None) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from config import Config, ConfigError, SampleConfig, check_range
 from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
-from training.state import build, restore_value_prior
+from training.build import build, restore_value_prior
 from utils import checkpoint
 from utils.class_names import match_classes
 from utils.devices import pick_device, tune

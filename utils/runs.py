@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from utils import checkpoint
+from utils.checkpoint import CheckpointError
 from utils.class_names import listed
 from utils.devices import has_bf16
 from utils.distributed import Ranks
@@ -41,39 +42,27 @@ class Run:
     checkpoints: Path
     claim: Claim | None = field(default=None, compare=False)  # of the one that may write to them
 
-    def save(self, state: Any, notes: Mapping[str, Any]) -> None:
-        """Write a checkpoint; then delete all but the newest few and the best.
+    def save(self, step: int, content: Mapping[str, Any], best: Collection[int], keep: int) -> Path:
+        """Write the checkpoint of this step; then delete all but the newest ``keep`` and the best.
 
-        StoppedError where it cannot be written, or where these folders are another run's by now.
+        best: steps whose checkpoints are kept in any case. keep: 0 keeps all. CheckpointError where
+        it cannot be written, and unless the folder is this run's, before and after.
         """
-        path = self.checkpoints / checkpoint.filename(state.step)
-        self.write(path, {**state.state_dict(), **notes}, state)
-        state.saved, keep = path, state.config.train.keep
-        best = [found["step"] for found in (state.best, state.best_score) if found]
-        if keep:
-            checkpoint.prune(self.checkpoints, best, keep)
-
-    def save_ema(self, state: Any, notes: Mapping[str, Any]) -> None:
-        """Write the EMA weights alone: what sampling needs of a checkpoint.
-
-        Raises CheckpointError and OSError.
-        """
-        content = {**state.state_dict(), **notes}
-        content = {name: content[name] for name in content.keys() - checkpoint.TRAINING}
-        self.claim.check()
-        checkpoint.save(self.checkpoints / checkpoint.ema_filename(state.step), content)
-
-    def write(self, path: Path, content: Mapping[str, Any], state: Any) -> None:
-        """Into a folder that is this run's, before and after."""
+        path = self.checkpoints / checkpoint.filename(step)
         try:
             self.claim.check()
             checkpoint.save(path, content)
             self.claim.check()
-        except checkpoint.CheckpointError as e:
-            raise StoppedError(f"{e}; {last_good(state.saved)}") from e
         except OSError as e:
-            reason = f"cannot write {path}: {e.strerror}"
-            raise StoppedError(f"{reason}; {last_good(state.saved)}") from e
+            raise CheckpointError(f"cannot write {path}: {e.strerror}") from e
+        if keep:
+            checkpoint.prune(self.checkpoints, best, keep)
+        return path
+
+    def save_ema(self, step: int, content: Mapping[str, Any]) -> None:
+        """Write the EMA weights of this step. Raises CheckpointError and OSError."""
+        self.claim.check()
+        checkpoint.save(self.checkpoints / checkpoint.ema_filename(step), content)
 
     def go_back_to(self, step: int) -> None:
         """Rename later checkpoints and EMA weights: their steps will be trained again."""
@@ -95,12 +84,6 @@ class Run:
                     with only_writer(folder):
                         remove_partial(other.checkpoints)
                         remove_partial(other.logs)
-
-
-def last_good(saved: Path | None) -> str:
-    """Which checkpoint is left; for the end of a line."""
-    there = saved is not None and saved.exists()
-    return f"the last good one is {saved}" if there else "there is no earlier one"
 
 
 @contextmanager
