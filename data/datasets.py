@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from data.digits import draw_digits
 from data.download import TIMEOUT, check_online, download_lock, socket_timeout
 from data.errors import DataError, DataNotFound
-from data.folder import check_same_images, open_folder, open_listing
+from data.folder import open_folder, open_listing
+from data.held_out import check_same_images
 from data.idx import FASHION_MNIST, KMNIST, MNIST, IdxFiles, read_set, verification
 from data.image_set import ImageSet, TensorSet
 from data.listing import ImageFile, Listing

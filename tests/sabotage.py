@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import data.datasets
-import data.folder
 import data.image_set
+import data.reading
 import train
 from data import ReadError
 from training import events
@@ -369,7 +369,7 @@ def be_nobody(_: int) -> None:
 
 def stream(threads: int) -> None:
     """Images are decoded anew in every epoch, by so many threads."""
-    data.folder.MAX_BYTES = 0
+    data.reading.MAX_BYTES = 0
     data.image_set.num_threads = lambda: threads
 
 

@@ -14,10 +14,10 @@ import torch
 from faults import NETWORK, count
 from PIL import Image
 
-import data.folder
+import data.cache
 import train
 from data import DataError, DataNotFound, DataOptions, Loading, ReadError, load_splits, report
-from data.folder import MIN_IMAGES, choose_held_out
+from data.held_out import MIN_IMAGES, choose_held_out
 from data.image_set import Damage, StreamSet, TensorSet
 from utils.class_names import match_classes, natural_key, readable
 from utils.errors import InputError
@@ -368,7 +368,7 @@ def test_without_held_out_images_it_is_said(tmp_path):
 def test_a_second_start_decodes_nothing(tmp_path, monkeypatch):
     root, cache = fill(tmp_path / "set", "cat", "dog"), Loading(cache=tmp_path / "cache")
     first = opened(root, cache)
-    monkeypatch.setattr(data.folder, "decode_all", None)
+    monkeypatch.setattr(data.cache, "decode_all", None)
     for a, b in zip(first, opened(root, cache), strict=True):
         assert torch.equal(a.images, b.images)
         assert (a.fingerprint, a.class_names, a.notes) == (b.fingerprint, b.class_names, b.notes)
