@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ if __name__ == "__main__":  # before the imports that take seconds
 import torch
 from torch import Tensor
 
-from config import ConfigError, Parser, flag, typed_path
+from config import Config, ConfigError, Parser, flag, typed_path
 from data import ImageSet, Loading, load_splits
 from diffusion import SAMPLERS, Sampler, generate_with_progress
 from evaluation import likelihood
-from evaluation.compare import Runs, compare_runs, folder_name, read_runs
+from evaluation.compare import compare_runs, folder_name, read_runs
 from evaluation.features import (
     MAX_REAL,
     FeatureExtractor,
@@ -42,6 +42,7 @@ from evaluation.floor import proportional_labels
 from evaluation.memorization import memorization
 from evaluation.metrics_file import Section, write_sections
 from evaluation.report import write_report
+from evaluation.run_folder import RunFolder
 from evaluation.scores import score_all
 from evaluation.tables import Row
 from evaluation.tasks import task_of
@@ -50,13 +51,12 @@ from sample import (
     CommonArgs,
     add_flags,
     choices,
-    common,
     describe_sampling,
     parse,
     share_of_images,
 )
 from training.setup import CACHE, CLASSIFIERS, data_options
-from training.trained import TrainedModel, open_checkpoint
+from training.trained import OpenCheckpoint, TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
 from utils.distributed import Ranks, joined
@@ -72,22 +72,59 @@ MIN_TEST = 1_000  # test images of the memorization baseline, at least
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    """The checked command line."""
+    """The command line as it was typed, and what follows from it."""
 
-    samplers: dict[str, Sampler]  # by "name:steps"; the checkpoint's own, or the typed one, first
-    only: tuple[str, ...]  # of SECTIONS
+    compare: list[str] | None  # runs: then nothing is evaluated
+    data_root: str | None
+    skip_damaged: bool
+    out: Path | None
+    samplers: str
+    only: str
     all_terms: bool
-    folder: Path  # of metrics.json and nearest_pairs.png
     inception: Path | None  # file of the weights
     report: bool
 
+    @cached_property
+    def sections(self) -> tuple[str, ...]:
+        """Those of SECTIONS to measure; none for the report alone."""
+        chosen = choices("only", self.only, (*SECTIONS, REPORT))
+        return tuple(section for section in chosen if section != REPORT)
 
-@dataclass(frozen=True)
-class Comparison:
-    """The checked command line of --compare."""
+    @property
+    def reports(self) -> bool:
+        """Whether the run's report.html is written."""
+        return self.report or REPORT in self.only.split(",")
 
-    runs: Runs
-    folder: Path
+    @cached_property
+    def opened(self) -> OpenCheckpoint:
+        """The checkpoint with the typed settings. Raises CheckpointError, ConfigError."""
+        data = {"data_root": self.data_root} if self.data_root is not None else {}
+        data |= {"skip_damaged": True} if self.skip_damaged else {}
+        return open_checkpoint(self.ckpt, self.run_root, self.settings | data)
+
+    @cached_property
+    def samplers_by_name(self) -> dict[str, Sampler]:
+        """By "name:steps"; the checkpoint's own, or the typed one, first."""
+        config = self.opened.config
+        first = Sampler(**asdict(config.sample))
+        specs = filter(None, self.samplers.split(","))
+        more = {spec: sampler_of(spec, config) for spec in specs}
+        return {f"{first.sampler}:{first.steps}": first} | more
+
+    @property
+    def folder(self) -> Path:
+        """Of metrics.json and nearest_pairs.png."""
+        return self.out or runs.logs_of(self.opened.path)
+
+    @cached_property
+    def compared(self) -> dict[str, RunFolder]:
+        """The runs of --compare. Raises InputError."""
+        return read_runs([runs.find_logs(word, self.run_root) for word in self.compare])
+
+    @property
+    def comparison_folder(self) -> Path:
+        """Where the comparison is written."""
+        return self.out or self.run_root / "comparisons" / folder_name(self.compared)
 
 
 @dataclass(frozen=True)
@@ -109,18 +146,17 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def run(args: Args | Comparison) -> int:
-    """Compare runs; or evaluate on one device, or as one rank of a torchrun job."""
-    if isinstance(args, Comparison):
-        compare_runs(args.runs, args.folder)
-        return 0
-    if not args.only:
+def run(args: Args) -> int:
+    """Compare runs, write a report alone, or evaluate: on one device or as a rank of torchrun."""
+    if args.compare:
+        compare_runs(args.compared, args.comparison_folder)
+    elif not args.sections:
         print(write_report(args.folder))
-        return 0
-    device = pick_device(args.device)
-    tune(device)
-    with joined(device) as ranks:
-        evaluate(args, device, ranks)
+    else:
+        device = pick_device(args.device)
+        tune(device)
+        with joined(device) as ranks:
+            evaluate(args, device, ranks)
     return 0
 
 
@@ -142,17 +178,17 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     weights = digest(opened.content["ema"])  # before the model takes them out
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
-    first = next(iter(args.samplers.values()))
+    first = next(iter(args.samplers_by_name.values()))
     drawn = f"{args.num:,} images, seed {args.seed}; data: {train_set.source}"
     print("\n".join([f"{describe_sampling(model, first)}; {drawn}", *train_set.notes]), flush=True)
-    needed = "bits" in args.only or model.config.sample.variance == "optimal"
+    needed = "bits" in args.sections or model.config.sample.variance == "optimal"
     if needed and model.x0_error is None:
         x0_error = likelihood.measured_x0_error(model, train, model.config.sample.clip)
         model = replace(model, x0_error=x0_error)
     inception = inception_features(args.inception, train_set, device)
     e = Evaluation(model, args, train_set, train, test, inception)
     of = origin(e, weights)  # of the code that runs, not a later one
-    from_samples = {"scores", "memory"} & set(args.only)
+    from_samples = {"scores", "memory"} & set(args.sections)
     if ranks.first and from_samples and not extractor_path(e).exists():
         check_output(extractor_path(e).parent)
     samples = sample_all(e, ranks) if from_samples else {}
@@ -160,11 +196,11 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         return
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    found = compare(e, samples) if samples else {}
-    if {"held-out", "bits"} & set(args.only):
+    found = measure_samples(e, samples) if samples else {}
+    if {"held-out", "bits"} & set(args.sections):
         found |= likelihoods(e)
     write_sections(args.folder / "metrics.json", found, of)
-    if args.report:
+    if args.reports:
         print(write_report(args.folder))
 
 
@@ -202,7 +238,7 @@ def sample_all(e: Evaluation, ranks: Ranks) -> dict[str, tuple[LabeledImages, Ro
     num, conditional = e.args.num, e.model.num_classes > 0
     y = proportional_labels(e.train.labels, num) if conditional else None
     samples = {}
-    for name, sampler in e.args.samplers.items():
+    for name, sampler in e.args.samplers_by_name.items():
         print(f"drawing {num} images: {name}", flush=True)
         x, cost = timed_samples(e.model, e.args, sampler, y, ranks)
         labels = labels_or_zeros(y, len(x))[: len(x)]  # a rank behind the first has its share
@@ -241,7 +277,9 @@ def timed_samples(
     return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}
 
 
-def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dict[str, Section]:
+def measure_samples(
+    e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]
+) -> dict[str, Section]:
     """The scores of samples beside those of real images, and memorization."""
     task = task_of(e.train_set)
     extractor = load_or_train(e.train, e.test, task, extractor_path(e))
@@ -250,11 +288,11 @@ def compare(e: Evaluation, samples: dict[str, tuple[LabeledImages, Row]]) -> dic
     features = {name: extract(e, extractor, images) for name, (images, _) in samples.items()}
     classifier = {"task": task.name, "accuracy": extractor.accuracy}
     found: dict[str, Section] = {}
-    if "scores" in e.args.only:
+    if "scores" in e.args.sections:
         costs = {name: cost for name, (_, cost) in samples.items()}
         scores = score_all(features, costs, train, test, e.model.num_classes > 0)
         found["scores"] = {"classifier": classifier} | scores
-    if "memory" in e.args.only:
+    if "memory" in e.args.sections:
         baseline = test[: max(e.args.num, MIN_TEST)]
         first = next(iter(features.values()))
         memory = memorization(first, train, baseline, e.args.folder / "nearest_pairs.png")
@@ -290,18 +328,39 @@ def likelihoods(e: Evaluation) -> dict[str, Any]:
         print(f"no held-out loss, no bits per dimension: {e.train_set.name} has no test images")
         return {}
     found = {}
-    if "held-out" in e.args.only:
+    if "held-out" in e.args.sections:
         found["held_out"] = likelihood.held_out_loss(e.model, e.test, e.model.config.diffusion.loss)
-    if "bits" in e.args.only:
-        first = next(iter(e.args.samplers.values()))
+    if "bits" in e.args.sections:
+        first = next(iter(e.args.samplers_by_name.values()))
         found["bits_per_dim"] = likelihood.bits_per_dim(
             e.model, first, e.train, e.test, e.args.all_terms
         )
     return found
 
 
-def parse_args(argv: list[str] | None) -> Args | Comparison:
+def sampler_of(spec: str, config: Config) -> Sampler:
+    """The sampler of ``ddim:20`` and the like, other settings as configured. ConfigError."""
+    name, _, steps = spec.partition(":")
+    if name not in SAMPLERS or not re.fullmatch(r"[0-9]{1,6}", steps):
+        raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
+    config = config.override(sampler=name, steps=int(steps))
+    config.check_sampling(())
+    return Sampler(**asdict(config.sample))
+
+
+def parse_args(argv: list[str] | None) -> Args:
     """The command line, checked against the checkpoint or the runs it names."""
+    own, typed = parse(flags(), argv)
+    args = Args(**own, settings=typed)
+    if args.compare:
+        check_comparison(args)
+    else:
+        check(args)
+    return args
+
+
+def flags() -> Parser:
+    """The script's own flags."""
     parser = Parser(prog="evaluate.py", description=__doc__)
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--ckpt", help=CKPT)
@@ -330,53 +389,30 @@ def parse_args(argv: list[str] | None) -> Args | Comparison:
         "--inception", type=typed_path, help="file of the Inception weights, for the standard FID"
     )
     parser.add_argument("--report", action="store_true", help="then write the run's report.html")
-    own, typed = parse(parser, argv)
-    if own["compare"]:
-        return comparison(parser, own, typed)
-    only = choices("only", own["only"], (*SECTIONS, REPORT))
-    if REPORT in only:
-        own["report"], only = True, tuple(part for part in only if part != REPORT)
-    for name, part in (("samplers", "scores"), ("all_terms", "bits"), ("inception", "scores")):
-        if own[name] and part not in only:
-            raise ConfigError(f"{flag(name)} has no effect on --only {','.join(only) or REPORT}")
-    if own["data_root"] is not None:
-        typed["data_root"] = own["data_root"]
-    if own["skip_damaged"]:
-        typed["skip_damaged"] = True
-    opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
-    sampler = Sampler(**asdict(opened.config.sample))
-    samplers = {f"{sampler.sampler}:{sampler.steps}": sampler}
-    for spec in filter(None, own["samplers"].split(",")):
-        name, _, steps = spec.partition(":")
-        if name not in SAMPLERS or not re.fullmatch(r"[0-9]{1,6}", steps):
-            raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
-        config = opened.config.override(sampler=name, steps=int(steps))
-        config.check_sampling(())
-        samplers[spec] = Sampler(**asdict(config.sample))
-    flags = {name: own[name] for name in ("all_terms", "inception", "report")}
-    folder = own["out"] or runs.logs_of(opened.path)
-    check_report(own, opened.path)
-    return Args(**common(opened, own), samplers=samplers, only=only, folder=folder, **flags)
+    return parser
 
 
-def comparison(parser: Parser, own: dict[str, Any], typed: dict[str, Any]) -> Comparison:
-    """What --compare names; ConfigError for flags that have no effect on it."""
-    idle = own.keys() - {"compare", "run_root", "out"}
-    idle = typed.keys() | {name for name in idle if own[name] != parser.get_default(name)}
-    if idle:
-        raise ConfigError(f"{', '.join(map(flag, sorted(idle)))}: no effect on --compare")
-    found = read_runs([runs.find_logs(word, own["run_root"]) for word in own["compare"]])
-    folder = own["out"] or own["run_root"] / "comparisons" / folder_name(found)
-    check_output(folder)
-    return Comparison(found, folder)
-
-
-def check_report(own: dict[str, Any], path: Path) -> None:
-    """ConfigError where --report would not show the metrics of this call."""
-    if own["report"] and own["out"]:
+def check(args: Args) -> None:
+    """InputError for a checkpoint or settings that cannot be, and for flags without effect."""
+    only, path = ",".join(args.sections) or REPORT, args.opened.path
+    for name, section in (("samplers", "scores"), ("all_terms", "bits"), ("inception", "scores")):
+        if getattr(args, name) and section not in args.sections:
+            raise ConfigError(f"{flag(name)} has no effect on --only {only}")
+    _ = args.samplers_by_name  # refuses those that are not known
+    if args.reports and args.out:
         raise ConfigError("--report shows the metrics in the run's folder: leave out --out")
-    if own["report"] and not runs.is_in_run(path):
+    if args.reports and not runs.is_in_run(path):
         raise ConfigError(f"--report needs the folder of a run, which {path} does not lie in")
+
+
+def check_comparison(args: Args) -> None:
+    """InputError for runs that do not compare, and for flags that have no effect on --compare."""
+    parser, own = flags(), {"compare", "run_root", "out", "settings"}
+    names = {f.name for f in fields(args)} - own
+    idle = {name for name in names if getattr(args, name) != parser.get_default(name)}
+    if idle := sorted(idle | args.settings.keys()):
+        raise ConfigError(f"{', '.join(map(flag, idle))}: no effect on --compare")
+    check_output(args.comparison_folder)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,46 @@ FRAMES = 100  # of an animation, at most
 
 @dataclass(frozen=True)
 class CommonArgs:
-    """Arguments of sample.py and evaluate.py: the checkpoint, and how many samples to draw."""
+    """The flags of sample.py and evaluate.py: the checkpoint, and how many samples to draw."""
 
-    opened: OpenCheckpoint
+    ckpt: str
+    run_root: Path
     num: int
     seed: int
     batch_size: int
     device: str
+    settings: dict[str, Any]  # those of SampleConfig that were typed
+
+    @cached_property
+    def opened(self) -> OpenCheckpoint:
+        """The checkpoint with the typed settings. Raises CheckpointError, ConfigError."""
+        return open_checkpoint(self.ckpt, self.run_root, self.settings)
 
 
 @dataclass(frozen=True)
 class Args(CommonArgs):
-    """The checked command line."""
+    """The command line as it was typed, and what follows from it."""
 
-    labels: Tensor | None  # (num,)
-    formats: tuple[str, ...]  # of FORMATS
-    folder: Path
+    classes: str | None
+    save: str
+    out: Path | None
     overwrite: bool
+
+    @cached_property
+    def formats(self) -> tuple[str, ...]:
+        """Those of FORMATS to write."""
+        return choices("save", self.save, FORMATS)
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Of the images, (num,); None for an unconditional network."""
+        names = self.opened.class_names
+        return repeat_labels(parse_classes(self.classes, names), self.num, names)
+
+    @cached_property
+    def folder(self) -> Path:
+        """--out, or a folder in the run's logs."""
+        return self.out or default_folder(self)
 
     @property
     def titles(self) -> list[str]:
@@ -169,20 +193,20 @@ def check_outputs(args: Args, ranks: Ranks) -> None:
         raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
 
 
-def default_folder(opened: OpenCheckpoint, own: dict[str, Any]) -> Path:
+def default_folder(args: Args) -> Path:
     """A folder in the run's logs, named by the sampling settings that are not the default."""
-    c = opened.config.sample
-    step = opened.content["step"]
-    parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{own['seed']}"]
-    if own["num"] != NUM:
-        parts.append(f"num{own['num']}")
-    if own["classes"] is not None:
-        parts.append("classes" + re.sub(r"[^\w,-]+", "-", own["classes"])[:40])
+    c = args.opened.config.sample
+    step = args.opened.content["step"]
+    parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{args.seed}"]
+    if args.num != NUM:
+        parts.append(f"num{args.num}")
+    if args.classes is not None:
+        parts.append("classes" + re.sub(r"[^\w,-]+", "-", args.classes)[:40])
     for f in fields(c):
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
             words = map(str, value) if isinstance(value, tuple) else [str(value)]
             parts.append(f.name + "-".join(words))
-    return runs.logs_of(opened.path) / "_".join(parts)
+    return runs.logs_of(args.opened.path) / "_".join(parts)
 
 
 def parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | None:
@@ -246,12 +270,6 @@ def written(paths: Sequence[Path]) -> list[str]:
     return [*lines, *map(str, numbered)]
 
 
-def common(opened: OpenCheckpoint, own: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of CommonArgs."""
-    names = ("num", "seed", "batch_size", "device")
-    return {"opened": opened} | {name: own[name] for name in names}
-
-
 def choices(name: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Split a list at commas. Raises ConfigError for a name that is not known."""
     words = tuple(text.split(","))
@@ -272,18 +290,18 @@ def parse_args(argv: list[str] | None) -> Args:
     parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
     own, typed = parse(parser, argv)
-    formats = choices("save", own["save"], FORMATS)
-    opened = open_checkpoint(own["ckpt"], own["run_root"], typed)
+    args = Args(**own, settings=typed)
+    check(args)
+    return args
+
+
+def check(args: Args) -> None:
+    """InputError for formats, a checkpoint, settings or classes that cannot be."""
+    _ = args.formats  # which raises it
+    opened = args.opened
     clip = opened.content["config"]["sample"]["clip"]
     check_x0_error(opened.config, opened.path, clip, opened.content.get("x0_error"))
-    labels = parse_classes(own["classes"], opened.class_names)
-    return Args(
-        **common(opened, own),
-        labels=repeat_labels(labels, own["num"], opened.class_names),
-        formats=formats,
-        folder=own["out"] or default_folder(opened, own),
-        overwrite=own["overwrite"],
-    )
+    _ = args.labels
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From the command line to configuration and data: what train.py does before its first step."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,24 +33,60 @@ COPIES = 4  # of the weights: themselves, gradient, EMA and momentum
 
 
 @dataclass(frozen=True)
-class Args:
-    """The checked command line: the configuration, and options of this invocation alone."""
+class Flags:
+    """The flags of this invocation alone, as typed."""
 
-    config: Config
-    resumed: Resumed | None
-    pretrained: Pretrained | None
+    preset: str | None
+    resume: str | None
+    name: str | None  # of the run; in Args that of a resumed one, where it has a name
     run_root: Path
     device: str
     dry_run: bool
     prove_resume: bool
     replay: int | None
+
+
+@dataclass(frozen=True)
+class Args(Flags):
+    """The checked command line: its flags, the configuration, and the files that it names."""
+
+    config: Config
+    resumed: Resumed | None
+    pretrained: Pretrained | None
     may_substitute: bool  # `digits` where MNIST is absent and --dataset was not typed
     argv: list[str]
-    name: str  # of the run; "": none
 
 
 def parse_args(argv: list[str] | None, description: str) -> Args:
     """The preset, or the resumed run's configuration, with the typed flags on top; checked."""
+    parser = own_flags(description)
+    shown_preset = PRESETS.get(parser.wants_help(argv, "--preset"), PRESETS["mnist"])
+    own, typed = parser.parse(argv, list(vars(shown_preset).values()))
+    flags = Flags(**own)
+    check_exclusive(flags, typed)
+
+    resumed = find_checkpoint(flags.resume, flags.run_root)
+    preset = PRESETS[flags.preset or "mnist"]
+    stored = Config.from_dict(resumed.ckpt["config"]) if resumed else preset
+    config = amend(stored, typed, resumed is not None)
+    check(config, typed)
+    if not resumed and "dataset" not in typed:
+        check_meant(config)
+    name = run_name(flags.name, resumed)
+    check_replay(flags.replay, resumed)
+    pretrained = find_pretrained(typed.get("init_from"), flags.run_root)
+    return Args(
+        **asdict(replace(flags, name=name)),
+        config=config.override(init_from=str(pretrained.path)) if pretrained else config,
+        resumed=resumed and changed_from(resumed, stored, config),
+        pretrained=pretrained,
+        may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
+        argv=sys.argv[1:] if argv is None else argv,
+    )
+
+
+def own_flags(description: str) -> Parser:
+    """The flags of ``Flags``; those of the configuration are added by Parser.parse."""
     parser = Parser(prog="train.py", description=f"{description}\n{presets()}")
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from [mnist]")
     parser.add_argument(
@@ -81,39 +118,22 @@ def parse_args(argv: list[str] | None, description: str) -> Args:
         metavar="STEP",
         help="with --resume: recompute this step, print it; exit",
     )
-    shown_preset = PRESETS.get(parser.wants_help(argv, "--preset"), PRESETS["mnist"])
-    own, typed = parser.parse(argv, list(vars(shown_preset).values()))
-    if own["preset"] and own["resume"]:
+    return parser
+
+
+def check_exclusive(flags: Flags, typed: Mapping[str, Any]) -> None:
+    """ConfigError for flags that exclude each other."""
+    if flags.preset and flags.resume:
         raise ConfigError("--preset and --resume exclude each other: a run keeps its configuration")
-    if own["resume"] and "init_from" in typed:
+    if flags.resume and "init_from" in typed:
         raise ConfigError("--init-from and --resume exclude each other: a run keeps its weights")
 
-    resumed = find_checkpoint(own["resume"], own["run_root"])
-    preset = PRESETS[own["preset"] or "mnist"]
-    stored = Config.from_dict(resumed.ckpt["config"]) if resumed else preset
-    config = amend(stored, typed, resumed is not None)
-    check(config, typed)
-    if not resumed and "dataset" not in typed:
-        check_meant(config)
-    name = run_name(own["name"], resumed)
-    check_replay(own["replay"], resumed)
-    if resumed:
-        changes = changed_settings(resumed.path, stored, config)
-        reschedule = any(getattr(config.train, n) != getattr(stored.train, n) for n in SCHEDULE)
-        resumed = replace(resumed, changes=tuple(changes), reschedule=reschedule)
-    pretrained = find_pretrained(typed.get("init_from"), own["run_root"])
-    if pretrained:
-        config = config.override(init_from=str(pretrained.path))
-    names = ("run_root", "device", "dry_run", "prove_resume", "replay")
-    return Args(
-        config=config,
-        resumed=resumed,
-        pretrained=pretrained,
-        **{name: own[name] for name in names},
-        may_substitute=not resumed and stored.data.dataset == "mnist" and "dataset" not in typed,
-        argv=sys.argv[1:] if argv is None else argv,
-        name=name,
-    )
+
+def changed_from(resumed: Resumed, stored: Config, config: Config) -> Resumed:
+    """With what differs from the stored configuration. ConfigError for what must not."""
+    changes = changed_settings(resumed.path, stored, config)
+    reschedule = any(getattr(config.train, n) != getattr(stored.train, n) for n in SCHEDULE)
+    return replace(resumed, changes=tuple(changes), reschedule=reschedule)
 
 
 def amend(config: Config, typed: dict[str, Any], resuming: bool) -> Config:
