@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
+from data.class_names import match_classes
 from diffusion import Sampler, evenly_spaced, generate_with_progress
 from training.trained import (
     NUM,
@@ -39,7 +40,6 @@ from training.trained import (
     repeat_labels,
 )
 from utils import images, runs
-from utils.class_names import match_classes
 from utils.devices import DEVICES, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.errors import InputError

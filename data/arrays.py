@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.class_names import natural_key, readable
 from data.errors import DataError
 from data.listing import ImageFile, Listing
 from data.sources import Stamp
-from utils.class_names import natural_key, readable
 
 # Names of arrays, the likelier first: of torchvision-like, Keras, scikit-learn and MedMNIST files,
 # and ours; with ``train``, ``test`` and the like before or after, as in x_train and test_labels.

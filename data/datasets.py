@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.class_names import match_classes
 from data.digits import draw_digits
 from data.download import TIMEOUT, check_online, download_lock, socket_timeout
 from data.errors import DataError, DataNotFound
@@ -23,7 +24,6 @@ from data.image_set import ImageSet, TensorSet
 from data.listing import ImageFile, Listing
 from data.options import DataOptions, Loading
 from data.sources import CONTAINERS, Folder, is_image_name, why_left_out
-from utils.class_names import match_classes
 
 MAX_PADDED_BYTES = 16 * 2**30
 OF_FILES = {"folder", "flowers102"}  # sets whose images are decoded and fitted, not padded

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.arrays import list_arrays
 from data.cache import cache_path, cached_or_decoded, store
+from data.class_names import readable
 from data.decode import Rendering, cut_off
 from data.errors import DataError, DataNotFound
 from data.held_out import check_held_out, check_same_images, split, trained_too
@@ -25,7 +26,7 @@ from data.listing import ACCEPTED, Listing, list_images, summary
 from data.options import DataOptions, Loading
 from data.reading import Decoded, Reader
 from data.sources import Folder, Zip
-from utils.class_names import listed, readable
+from utils.errors import listed
 
 MENTIONED_CUT = 0.1  # share of the pixels that cropping may cut off without a word
 

@@ -11,7 +11,7 @@ from data.errors import DataError
 from data.image_set import ImageSet
 from data.listing import ImageFile
 from data.options import DataOptions, Loading
-from utils.class_names import listed
+from utils.errors import listed
 
 HELD_OUT_EVERY, MIN_IMAGES, MIN_CLASS = 10, 20, 5  # one in ten; from so many images, a class on
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import PurePosixPath
 
+from data.class_names import match_classes, natural_key, readable
 from data.errors import DataError, DataNotFound
 from data.sources import CONTAINERS, Folder, Source, Zip, why_left_out
-from utils.class_names import listed, match_classes, natural_key, readable
+from utils.errors import listed
 
 ACCEPTED = (
     "--dataset folder takes a folder or .zip of images (flat, one folder per class, or train/ "

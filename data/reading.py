@@ -13,13 +13,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from data.class_names import readable
 from data.decode import Rendering, colour, render
 from data.errors import DataError, ReadError
 from data.image_set import num_threads
 from data.listing import Listing
 from data.options import DataOptions, Loading
 from data.sources import Source
-from utils.class_names import readable
 from utils.devices import main_memory
 from utils.progress import track
 

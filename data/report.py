@@ -3,7 +3,7 @@
 import torch
 
 from data.image_set import ImageSet
-from utils.class_names import listed
+from utils.errors import listed
 
 
 def report(train_set: ImageSet, test_set: ImageSet) -> list[str]:

@@ -12,9 +12,9 @@ from typing import BinaryIO, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
+from data.class_names import readable
 from data.decode import seen_size
 from data.errors import DataError
-from utils.class_names import readable
 
 MAX_FILE_BYTES = 2**30
 CONTAINERS = (".zip", ".npz", ".npy")  # files that images are read from

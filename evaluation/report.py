@@ -26,7 +26,7 @@ from evaluation.page import (
 )
 from evaluation.run_folder import RunFolder, is_number, part, rows_of, settings
 from evaluation.tables import Cells
-from utils.class_names import listed
+from utils.errors import listed
 from utils.files import whole_file
 from utils.progress import duration
 

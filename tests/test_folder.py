@@ -17,9 +17,9 @@ from PIL import Image
 import data.cache
 import train
 from data import DataError, DataNotFound, DataOptions, Loading, ReadError, load_splits, report
+from data.class_names import match_classes, natural_key, readable
 from data.held_out import MIN_IMAGES, choose_held_out
 from data.image_set import Damage, StreamSet, TensorSet
-from utils.class_names import match_classes, natural_key, readable
 from utils.errors import InputError
 
 STREAMED, IN_MEMORY = Loading(in_memory=0), Loading()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from config import Config, ConfigError, SampleConfig, check_range
+from data.class_names import match_classes
 from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
 from training.build import build, restore_value_prior
 from utils import checkpoint
-from utils.class_names import match_classes
 from utils.devices import pick_device, tune
 from utils.seeding import image_noise
 

@@ -1,4 +1,6 @@
-"""The two ways a program ends early: one line, no traceback."""
+"""The two ways a program ends early, in one line without a traceback; names in such a line."""
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -7,3 +9,10 @@ class InputError(Exception):
 
 class StoppedError(Exception):
     """A run that cannot continue, exit code 1: where it stopped, why, and what to do."""
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The names with commas between them, the first few where they are many."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"

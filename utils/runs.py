@@ -19,10 +19,9 @@ import torch.distributed as dist
 
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
-from utils.class_names import listed
 from utils.devices import has_bf16
 from utils.distributed import Ranks
-from utils.errors import InputError, StoppedError
+from utils.errors import InputError, StoppedError, listed
 from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
 from utils.pytree import not_finite
 from utils.run_names import run_title, version_of

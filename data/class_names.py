@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from utils.errors import InputError
+from utils.errors import InputError, listed
 
 NUMBER = r"[+-]?[0-9]+(\.[0-9]+)?"
 
@@ -61,10 +61,3 @@ def meant(word: str, by_name: Mapping[str, int]) -> list[int]:
         if first is not None and last is not None and first <= last:
             return list(range(first, last + 1))
     return []
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """The names with commas between them, the first few where they are many."""
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
