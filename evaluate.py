@@ -98,9 +98,9 @@ class Args(CommonArgs):
     @cached_property
     def opened(self) -> OpenCheckpoint:
         """The checkpoint with the typed settings. Raises CheckpointError, ConfigError."""
-        data = {"data_root": self.data_root} if self.data_root is not None else {}
-        data |= {"skip_damaged": True} if self.skip_damaged else {}
-        return open_checkpoint(self.ckpt, self.run_root, self.settings | data)
+        data = {"data_root": self.data_root, "skip_damaged": self.skip_damaged or None}
+        typed = {name: value for name, value in data.items() if value is not None}
+        return open_checkpoint(self.ckpt, self.run_root, self.settings | typed)
 
     @cached_property
     def samplers_by_name(self) -> dict[str, Sampler]:
