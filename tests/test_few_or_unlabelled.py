@@ -103,6 +103,17 @@ def test_any_number_shape_and_colour_has_features(shape, tmp_path):
     assert extractor.extract(of(images)[:0]).features.shape == (0, 128)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_small_images_have_finite_gradients_whatever_the_memory_held(side, tmp_path):
+    images = shaped(2, 1, side + 1, side)
+    for trial in range(4):
+        junk = [torch.full((n,), torch.nan) for n in (100, 1000, 5000, 20_000, 100_000)]
+        del junk
+        path = tmp_path / f"{trial}.pt"
+        extractor = load_or_train(of(images), of(images)[:0], task_of(images), path, steps=2)
+        assert all(p.isfinite().all() for p in extractor.model.parameters())
+
+
 def test_the_scale_makes_the_mean_variance_one_and_one_image_has_none():
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     assert (unit_scale(features) * features).var(0).mean().item() == pytest.approx(1)
