@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import train
 from training.clock import Clock
 from training.logger import Logger
 from training.outputs import Outputs
+from training.screen import best_loss
 from training.validate import Validation
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
@@ -255,6 +257,18 @@ def test_the_footer_has_the_scores_that_were_measured(few_digits, capsys):
     assert done.startswith("Done after step 10, ")
     assert [word.split()[0] for word in scores.split(", ")] == ["precision", "recall", "accuracy"]
     assert draw.startswith("draw images: ")
+
+
+@pytest.mark.parametrize(("points", "words"), [(64, " of 64 images"), (1024, ""), (None, "")])
+def test_the_best_loss_says_of_how_many_images_it_is_where_they_were_fewer(points, words):
+    size = SimpleNamespace(points=1024)
+    state = SimpleNamespace(
+        best={"loss": 0.5, "step": 200} | ({"points": points} if points else {}),
+        step=900,
+        finished=True,
+        validation_schedule=SimpleNamespace(size=lambda *_: size),
+    )
+    assert best_loss(state) == f"best 0.50000{words} at step 200"
 
 
 def test_ctrl_c_ends_the_training_of_the_feature_extractor(few_digits, monkeypatch, capsys):

@@ -151,11 +151,18 @@ def footer(
     if "held_out" in last:
         found.append(f"held-out loss {last['held_out']:.5f}")
     if state.best:
-        found.append(f"best {state.best['loss']:.5f} at step {state.best['step']:,}")
+        found.append(best_loss(state))
     lines = [", ".join(found), *([listed_scores(scores)] if scores else [])]
     if stopped:
         return [*lines, f"go on: {command('train.py', '--resume', state.saved)}"]
     return [*lines, f"draw images: {command('sample.py', '--ckpt', state.saved)}"]
+
+
+def best_loss(state: TrainState) -> str:
+    """The lowest held-out loss; of how many images, where those were fewer than at the last step."""
+    best, points = state.best, state.validation_schedule.size(state.step, state.finished).points
+    of = f" of {best['points']:,} images" if best.get("points", points) < points else ""
+    return f"best {best['loss']:.5f}{of} at step {best['step']:,}"
 
 
 def listed_scores(scores: dict[str, float]) -> str:
