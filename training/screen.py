@@ -159,7 +159,7 @@ def footer(
 
 
 def best_loss(state: TrainState) -> str:
-    """The lowest held-out loss; of how many images, where those were fewer than at the last step."""
+    """The lowest held-out loss; of how many images, where these are more at this step."""
     best, points = state.best, state.validation_schedule.size(state.step, state.finished).points
     of = f" of {best['points']:,} images" if best.get("points", points) < points else ""
     return f"best {best['loss']:.5f}{of} at step {best['step']:,}"
