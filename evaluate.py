@@ -6,20 +6,22 @@ python evaluate.py --ckpt latest --samplers ddpm:50,ddim:20,dpmpp:10
 python evaluate.py --compare my-first my-second
 """
 
-import re
+import os.path
 import signal
 import sys
+
+if __name__ == "__main__":  # before all that takes long
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before the imports that take seconds
-    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
 
 import torch
 from torch import Tensor

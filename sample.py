@@ -7,20 +7,22 @@ python sample.py --ckpt latest --sampler dpmpp --steps 10
 From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
-import math
-import re
+import os.path
 import signal
 import sys
+
+if __name__ == "__main__":  # before all that takes long
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before the imports that take seconds
-    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
 
 import numpy as np
 import torch

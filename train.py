@@ -6,16 +6,17 @@ python train.py --preset original       # the original's network, process and ob
 python train.py --resume auto           # continue the last run
 """
 
+import os.path
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import fmean
 
-if __name__ == "__main__":  # before the imports that take seconds
-    sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+if __name__ == "__main__":  # before all that takes long
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+
+from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,9 @@
 """Downloads: one at a time, with limits, and soon over where there is no network."""
 
+import hashlib
 import os
 import socket
+import tempfile
 import threading
 import time
 import urllib.request
@@ -10,10 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from filelock import FileLock
 
 TIMEOUT = 10.0  # seconds without an answer
 DNS_TIMEOUT = 1.5  # seconds until the first host name is resolved
@@ -25,23 +24,18 @@ MAX_BYTES = 2**26
 def download_lock(root: Path) -> Iterator[None]:
     """Of all processes of this machine that download to this root, one is inside ``with``.
 
-    The lock is on the nearest existing parent folder, which exists before and after the download;
-    the system releases it when a process is killed. Where folders cannot be locked, as on Windows
-    and some network file systems, each process downloads for itself.
+    The system lets go of the lock when a process is killed. Its file lies in the folder for
+    temporary files, as the root may not exist yet; where it cannot be locked, as it is another
+    user's, each process downloads for itself.
     """
-    if fcntl is None:
-        yield
-        return
-    above = root.absolute().parent
-    while not above.is_dir():
-        above = above.parent
-    handle = os.open(above, os.O_RDONLY)
+    key = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"download-{key}.lock")
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def check_online(urls: Sequence[str], timeout: float = DNS_TIMEOUT) -> None:

@@ -6,7 +6,6 @@ line: where it came from), ``notes`` (lines: what was read and left out), ``fing
 """
 
 import hashlib
-import os
 import sys
 import threading
 from collections import deque
@@ -22,6 +21,7 @@ from data.errors import ReadError
 from utils.devices import cores
 from utils.distributed import share
 from utils.images import normalize
+from utils.rendezvous import launched
 
 MAX_THREADS = 16
 AHEAD = 4  # batches that are decoded while the device computes
@@ -177,4 +177,5 @@ ImageSet = TensorSet | StreamSet
 
 def num_threads() -> int:
     """One decoding thread per core, shared among the ranks of this machine."""
-    return max(1, min(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_THREADS))
+    launch = launched()
+    return max(1, min(cores() // (launch.local_world if launch else 1), MAX_THREADS))

@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ class Clock:
         self.steps, self.fits, self.timer = 0, 0, StepTimer()
         self.step_seconds: float | None = None
         self.before = 0.0  # seconds of the run before this process
+        self.used = 0.0  # those of them that --max-minutes counts
         self.agree_at = 0  # the step after which the ranks agree next
 
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
@@ -69,6 +71,8 @@ class Clock:
         known = self.step_seconds
         measured = ranks.first and self.measure(state)
         refit = measured and self.refit_is_due(state)
+        if measured and self.fits == 1 and not refit:
+            state.schedule = replace(state.schedule, checked=True)
         speed = refit or (measured and known is None)
         save = ranks.first and self.clock() - self.saved > 60 * c.save_minutes
         log = ranks.first and self.clock() - self.lapped > LOG_SECONDS
@@ -130,7 +134,7 @@ class Clock:
         c, self.fits = state.config.train, self.fits + 1
         total = state.ranks.from_first(lambda: self.total_steps(state))
         if state.schedule is None:
-            return LRSchedule.over(total, c.warmup_steps, c.decay)
+            return replace(LRSchedule.over(total, c.warmup_steps, c.decay), checked=False)
         return state.schedule.refit(state.step, total)
 
     def total_steps(self, state: TrainState) -> int:
@@ -141,7 +145,7 @@ class Clock:
 
     def steps_left(self, max_minutes: float, step: int, validations: ValidationSchedule) -> int:
         """How many more steps fit after this one, with their validations."""
-        seconds = 60 * max_minutes * (1 - RESERVE) - (self.clock() - self.began)
+        seconds = 60 * max_minutes * (1 - RESERVE) - self.used - (self.clock() - self.began)
         budget = max(0.0, seconds / self.step_seconds)  # in training steps
 
         def needed(steps: int) -> float:
@@ -150,8 +154,14 @@ class Clock:
         return bisect_right(range(int(budget) + 1), budget, key=needed) - 1
 
     def start(self, state: TrainState) -> None:
-        """The first step comes next; what earlier parts of the run took stands in the state."""
+        """The first step comes next; what earlier parts of the run took stands in the state.
+
+        A run that was stopped before its schedule could be measured again does so now.
+        """
         self.before, self.began = state.seconds, self.clock()
+        schedule, minutes = state.schedule, state.config.train.max_minutes
+        if minutes and schedule and not schedule.checked:
+            self.fits, self.used = 1, state.seconds
         self.go_on()
 
     def go_on(self) -> None:

@@ -261,7 +261,8 @@ class Logger:
         if self.state.ranks.first:
             self.write_status("interrupted" if stopped else "finished")
             self.writer.end_hparams()
-            self.outputs.attempt(lambda: print(f"report: {report(self.run.logs)}"))
+            if self.state.saved:  # else there is nothing to report
+                self.outputs.attempt(lambda: print(f"report: {report(self.run.logs)}"))
         print("\n".join(footer(self.state, self.last, self.scores, stop)), flush=True)
         return stop.exit_code if stopped else 0
 

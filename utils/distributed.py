@@ -138,6 +138,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if launch is None:
         yield ALONE
         return
+    if launch.world == 1:
+        if device.type == "cuda":
+            take_own_gpu(device, launch.local_rank)
+        yield ALONE
+        return
     backend = "gloo"
     if device.type == "mps":
         raise DeviceError("--device mps: ranks cannot share it; use cpu, or start without torchrun")

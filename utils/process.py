@@ -20,7 +20,7 @@ from utils.errors import InputError, StoppedError
 from utils.runs import ROOT
 
 # Ctrl-C, kill, a closed terminal, and what clusters send before they take the machine.
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows: two
 
 
 def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from utils.errors import InputError, StoppedError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+ALONE = f"to run alone: unset {' '.join(VARIABLES)}"
 TIMEOUT = timedelta(minutes=10)  # for a rank that hangs; one that dies is noticed at once
 NOTICE = 10.0  # seconds of waiting after which it is said for whom
 SHOWN = 8  # ranks that a line names, at most
@@ -37,6 +38,7 @@ class Launch:
     local_rank: int  # among those of this machine
     port: int
     host: str  # where rank 0 is
+    local_world: int = 1  # ranks on this machine
 
     @property
     def address(self) -> str:
@@ -52,16 +54,19 @@ def launched() -> Launch | None:
     if not found:
         return None
     alone = f"or, to run alone: unset {' '.join(found)}"
+    local_world = os.environ.get("LOCAL_WORLD_SIZE") or "1"
     if missing := [name for name in VARIABLES if name not in found]:
         raise LaunchError(
             f"the environment has {', '.join(found)} and lacks {', '.join(missing)}: "
             f"start with torchrun, which sets all of them; {alone}"
         )
     *numbers, host = (found[name] for name in VARIABLES)
-    if all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
-        launch = Launch(*map(int, numbers), host)
-        if launch.rank < launch.world and launch.port < 2**16:
+    if all(re.fullmatch(r"\d{1,9}", number) for number in (*numbers, local_world)):
+        launch = Launch(*map(int, numbers), host, int(local_world))
+        possible = launch.rank < launch.world and launch.port < 2**16
+        if possible and 1 <= launch.local_world <= launch.world:
             return launch
+    found["LOCAL_WORLD_SIZE"] = local_world
     values = ", ".join(f"{name}={value}" for name, value in found.items())
     raise LaunchError(f"the environment has {values}: start with torchrun; {alone}")
 
@@ -76,6 +81,10 @@ def meet(launch: Launch, notice: float = NOTICE, timeout: timedelta = TIMEOUT) -
     ends = time.monotonic() + timeout.total_seconds()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process
     serve = launch.rank == 0 and not agent
+    try:
+        socket.getaddrinfo(launch.host, launch.port)
+    except OSError as e:
+        raise LaunchError(f"there is no machine MASTER_ADDR={launch.host}: {e}; {ALONE}") from e
     if not serve:
         wait(lambda: [] if reachable(launch) else [0], launch, notice, ends)
     try:
@@ -88,7 +97,9 @@ def meet(launch: Launch, notice: float = NOTICE, timeout: timedelta = TIMEOUT) -
             multi_tenant=True,
         )
     except RuntimeError as e:
-        raise LaunchError(f"cannot be rank 0 of a job at {launch.address}: {reason_of(e)}") from e
+        raise LaunchError(
+            f"cannot be rank 0 of a job at {launch.address}: {reason_of(e)}; {ALONE}"
+        ) from e
     store.set_timeout(timeout)
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     store.set(f"rank {launch.rank}", "")
@@ -104,9 +115,9 @@ def wait(missing: Callable[[], list[int]], launch: Launch, notice: float, ends: 
         line = f"rank {names} of {launch.world} at {launch.address}"
         now = time.monotonic()
         if now > ends:
-            raise RankError(f"{line} did not start; to run alone: unset {' '.join(VARIABLES)}")
+            raise RankError(f"{line} did not start; {ALONE}")
         if now > told and 0 in (launch.rank, ranks[0]):
-            print(f"rank {launch.rank} waits for {line}", file=sys.stderr, flush=True)
+            print(f"rank {launch.rank} waits for {line}; {ALONE}", file=sys.stderr, flush=True)
             told = ends + 1
         time.sleep(0.05)
 
