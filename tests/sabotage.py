@@ -59,10 +59,10 @@ def within_save(module, name: str, n: int, instead) -> None:
     """``module.name`` is ``instead`` in the n-th checkpoint.save, and in no other write."""
     save, original = checkpoint.save, getattr(module, name)
 
-    def broken(path, state):
+    def broken(*arguments, **options):
         setattr(module, name, instead)
         try:
-            return save(path, state)
+            return save(*arguments, **options)
         finally:
             setattr(module, name, original)
 
@@ -130,7 +130,7 @@ def save_in_place(n: int) -> None:
     """A control: as most programs save. Dies half-way in the n-th save."""
 
     @contextmanager
-    def naive(path):
+    def naive(path, _):
         with open(path, "wb") as file:
             yield file
 
@@ -142,9 +142,9 @@ def full_disk(n: int) -> None:
     """The n-th checkpoint goes to /dev/full, where every write fails with ENOSPC."""
     save = checkpoint.save
 
-    def to_full(path, state):
+    def to_full(path, *arguments, **options):
         os.symlink("/dev/full", path.with_name(f".{path.name}.{os.getpid()}.partial"))
-        return save(path, state)
+        return save(path, *arguments, **options)
 
     checkpoint.save = nth(n, save, to_full)
 
@@ -153,10 +153,10 @@ def slow_save(n: int, seconds: float) -> None:
     """The n-th checkpoint takes this long to write; the file ``saving`` appears as it begins."""
     save = checkpoint.save
 
-    def slow(path, state):
+    def slow(*arguments, **options):
         Path("saving").touch()
         time.sleep(seconds)
-        return save(path, state)
+        return save(*arguments, **options)
 
     checkpoint.save = nth(n, save, slow)
 
@@ -278,12 +278,44 @@ def lose_folders(step: int) -> None:
 
     def lose(state) -> None:
         if state.step == step:
-            run = run_of(state)
-            for path in (run.logs, run.checkpoints):
-                path.rename(path.with_name("moved"))
-            wait_for_go()
+            move_folders(run_of(state))
 
     before_step(lose)
+
+
+def move_folders(run: runs.Run) -> None:
+    """And wait until another run may have taken their place."""
+    for path in (run.logs, run.checkpoints):
+        path.rename(path.with_name("moved"))
+    wait_for_go()
+
+
+def lose_folders_in_save(step: int) -> None:
+    """They are renamed while the next checkpoint is written: it looked whose folder it is."""
+    states, lost, original = [], [], checkpoint.not_finite
+    before_step(states.append)
+
+    def not_finite(content):
+        if content.get("step", 0) >= step and not lost:
+            lost.append(True)
+            move_folders(run_of(states[-1]))
+        return original(content)
+
+    checkpoint.not_finite = not_finite
+
+
+def lose_folders_in_save_unclaimed(step: int) -> None:
+    """A control: a run that looks before and after writing, but not right before it replaces."""
+    whole = checkpoint.whole_file
+    checkpoint.whole_file = lambda path, _: whole(path)
+    lose_folders_in_save(step)
+
+
+def delete_owner(step: int) -> None:
+    """Before every step from this one on, the file that names the writer is gone."""
+    before_step(
+        lambda state: state.step >= step and (run_of(state).checkpoints / files.OWNER).unlink(True)
+    )
 
 
 def lose_folders_unclaimed(step: int) -> None:

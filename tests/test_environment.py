@@ -51,7 +51,7 @@ from utils.files import LOCK, LockError, only_writer
 from utils.pytree import digest, not_finite
 
 LOGS = "Logs_Checkpoints/Inference/version_0"
-FOLDERS = ("lose", "delete")  # what happens to those of a living run
+FOLDERS = ("lose_folders", "delete_folders", "lose_folders_in_save")  # of a living run
 
 
 def verified(where: Path) -> list[int]:
@@ -341,7 +341,7 @@ def second_run_in_its_place(where: Path, hook: str) -> tuple[Ended, bool]:
 def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, fault):
     for _ in range(trials):
         with folder() as where:
-            ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}_folders")
+            ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}")
             assert untouched
             assert ended.code == 1
             one_line(ended.err, "cannot write", "there is no earlier one")
@@ -349,12 +349,28 @@ def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, faul
     count("another run takes the number of a living one", trials, trials, "neither loses a file")
 
 
-def test_a_run_that_does_not_look_destroys_the_other():
+@pytest.mark.parametrize("fault", ["lose_folders", "lose_folders_in_save"])
+def test_a_run_that_does_not_look_destroys_the_other(fault):
     """The control."""
     with folder() as where:
-        ended, untouched = second_run_in_its_place(where, "sabotage.lose_folders_unclaimed")
-        assert ended.code == 0
+        ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}_unclaimed")
+        assert ended.code == (0 if fault == "lose_folders" else 1)  # which looks afterwards
         assert not untouched
+
+
+@pytest.mark.parametrize("steps", [[7], pytest.param(range(6, 18), marks=pytest.mark.slow)])
+def test_the_file_that_names_the_writer_may_go(steps):
+    """The folder is still the same, and the run's."""
+    with folder() as other:
+        assert run(other, AGAIN).code == 0
+        for step in steps:
+            with folder() as where:
+                ended = run(where, AGAIN, "sabotage.delete_owner", step)
+                assert (ended.code, ended.err) == (0, "")
+                assert result(where) == result(other)
+                assert not leftovers(where)
+    trials = len(steps)
+    count("writer.txt deleted from a living run", trials, trials, "written again, bit-identical")
 
 
 def hold(path: str, held, most) -> None:
