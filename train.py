@@ -65,8 +65,14 @@ def launch(args: Args) -> int:
         return verify_resume(args)
     device = pick_device(args.device)
     tune(device, args.config.train.deterministic)
-    with joined(device) as ranks:
+    start = args.resumed and args.resumed.path
+    with memory_errors(lambda: memory_advice(start)), joined(device) as ranks:
         return train(args, device, ranks)
+
+
+def memory_advice(saved: Path | None) -> str:
+    """What to do where memory was lacking; saved: the newest checkpoint."""
+    return f"{SPARE_MEMORY}; {last_good(saved)}"
 
 
 def train(args: Args, device: torch.device, ranks: Ranks) -> int:
@@ -91,7 +97,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
 
     with (
         StopSignal(ranks) as stop,
-        memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
+        memory_errors(lambda: memory_advice(state.saved)),
         open_run(args.run_root, args.resumed and args.resumed.path, ranks) as run,
         Logger(run, state, sets) as logger,
     ):

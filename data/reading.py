@@ -20,7 +20,7 @@ from data.image_set import num_threads
 from data.listing import Listing
 from data.options import DataOptions, Loading
 from data.sources import Source
-from utils.devices import main_memory
+from utils.devices import main_memory, out_of_memory
 from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
@@ -69,9 +69,9 @@ def read(source: Source, name: str, how: Rendering) -> tuple[Tensor, tuple[int, 
         image, content = source.open(name)
         profile = "icc_profile" in image.info
         return *render(image, how), hashlib.sha256(content).digest(), profile
-    except MemoryError:
-        raise
     except Exception as e:  # Pillow's decoders raise what they like
+        if out_of_memory(e):
+            raise
         raise ReadError(why(e)) from e
 
 

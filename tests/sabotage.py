@@ -19,6 +19,8 @@ import data.datasets
 import data.image_set
 import data.reading
 import train
+import training.state
+import training.validate
 from data import ReadError
 from training import events
 from training.clock import Clock
@@ -221,6 +223,36 @@ def memory_limit(megabytes: int) -> None:
     checkpoint.load = limited
 
 
+def little_memory(module, name: str, megabytes: int) -> None:
+    """From the first call of module.name on, the process may take so much more: a real shortage."""
+    original = getattr(module, name)
+
+    def limited(*arguments, **options):
+        if not resource.getrlimit(resource.RLIMIT_AS)[0] > 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            size = pages * resource.getpagesize() + megabytes * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        return original(*arguments, **options)
+
+    setattr(module, name, limited)
+
+
+def little_memory_in_creation(megabytes: int) -> None:
+    little_memory(training.state, "build", megabytes)
+
+
+def little_memory_in_a_step(megabytes: int) -> None:
+    little_memory(train, "backward", megabytes)
+
+
+def little_memory_in_validation(megabytes: int) -> None:
+    little_memory(training.validate, "held_out_losses", megabytes)
+
+
+def little_memory_in_drawing(megabytes: int) -> None:
+    little_memory(sys.modules["diffusion.generate"], "generate", megabytes)
+
+
 def no_memory(step: int) -> None:
     """What this step needs is not to be had: torch's allocator says so."""
     before_step(lambda state: state.step == step and torch.empty(2**50))
@@ -228,6 +260,10 @@ def no_memory(step: int) -> None:
 
 def no_memory_for_python(step: int) -> None:
     before_step(lambda state: state.step == step and bytearray(2**50))
+
+
+def no_memory_for_creation(_: int) -> None:
+    training.state.build = lambda _: bytearray(2**50)
 
 
 def no_memory_on_the_gpu(step: int) -> None:

@@ -182,6 +182,47 @@ def test_too_little_memory_is_one_line_with_what_to_lower(hook, line, steps):
     count("out of memory", len(steps), len(steps), end)
 
 
+WIDE = ["--patch-size", "1", "--base-channels", "64"]  # 20 MB for each feature map of 100 images
+PLACES = {  # where memory ends, with flags by which that is more than is left, and what was saved
+    "creation": (["--base-channels", "1024"], "there is no earlier one"),
+    "a_step": ([*WIDE, "--batch-size", "100"], "there is no earlier one"),
+    "validation": ([*WIDE, "--batch-size", "1"], "there is no earlier one"),
+    "drawing": ([*WIDE, "--patch-size", "2", "--batch-size", "1"], "the last good one is"),
+}
+MORE = [pytest.param(p, [0, 1, 2], marks=pytest.mark.slow) for p in PLACES]  # megabytes
+
+
+@pytest.mark.parametrize(("place", "limits"), [*((p, [1]) for p in PLACES), *MORE])
+def test_memory_that_ends_is_one_line_with_what_to_lower(place, limits):
+    """A real limit of the process, and whatever words oneDNN, C++, the loader and Python have."""
+    flags, saved = PLACES[place]
+    for megabytes in limits:
+        with folder() as where:
+            argv = [*SMALL, *flags, "--max-steps", "1"]
+            ended = run(where, argv, f"sabotage.little_memory_in_{place}", megabytes)
+            assert ended.code == 1
+            one_line(ended.err, "train.py: stopped: out of memory", "--batch-size", saved)
+            one_line(ended.err, "--grad-accum", "--checkpoint-activations")
+    end = "one line, exit code 1, names the last checkpoint"
+    count("out of memory", len(limits), len(limits), end)
+
+
+def test_memory_that_suffices_is_none_of_it():
+    """The control."""
+    with folder() as where:
+        flags = [*SMALL, "--max-steps", "1"]
+        assert run(where, flags, "sabotage.little_memory_in_creation", 4_000).code == 0
+
+
+def test_memory_that_ends_before_a_resumed_run_goes_on_names_its_checkpoint():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "5"]).code == 0
+        ended = run(where, AGAIN, "sabotage.no_memory_for_creation")
+        assert ended.code == 1
+        one_line(ended.err, "out of memory: lower --batch-size", "--checkpoint-activations")
+        one_line(ended.err, "the last good one is", checkpoints(where)[5].name)
+
+
 @needs_nobody
 @pytest.mark.parametrize("trials", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_threads_that_the_system_refuses(trials):
