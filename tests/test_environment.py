@@ -189,10 +189,11 @@ PLACES = {  # where memory ends, with flags by which that is more than is left, 
     "validation": ([*WIDE, "--batch-size", "1"], "there is no earlier one"),
     "drawing": ([*WIDE, "--patch-size", "2", "--batch-size", "1"], "the last good one is"),
 }
-MORE = [pytest.param(p, [0, 1, 2], marks=pytest.mark.slow) for p in PLACES]  # megabytes
+MOST = {"drawing": 2}  # megabytes up to which it lacks some; elsewhere 4
+MORE = [pytest.param(p, range(MOST.get(p, 4)), marks=pytest.mark.slow) for p in PLACES]
 
 
-@pytest.mark.parametrize(("place", "limits"), [*((p, [1]) for p in PLACES), *MORE])
+@pytest.mark.parametrize(("place", "limits"), [*((p, [0]) for p in PLACES), *MORE])
 def test_memory_that_ends_is_one_line_with_what_to_lower(place, limits):
     """A real limit of the process, and whatever words oneDNN, C++, the loader and Python have."""
     flags, saved = PLACES[place]
