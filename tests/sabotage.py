@@ -3,11 +3,15 @@
 Every function takes one number, and is called before the training starts.
 """
 
+import _multiprocessing
+import _posixshmem
+import errno
 import os
 import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +22,7 @@ import torch
 import data.datasets
 import data.image_set
 import data.reading
+import data.threads
 import train
 import training.state
 import training.validate
@@ -443,15 +448,97 @@ def stream(threads: int) -> None:
 
 def damage(files: int) -> None:
     """They stream, and before the fifth step so many files are cut short."""
+    replace_files(files, lambda path: path.write_bytes(path.read_bytes()[:50]))
+
+
+def replace_files(files: int, replace) -> None:
+    """They stream, and before the fifth step so many files are replaced."""
     stream(2)
 
-    def cut(state) -> None:
+    def now(state) -> None:
         if state.step == 5:
             root = Path(state.config.data.data_root)
             for path in sorted(root.rglob("*.png"))[:files]:
-                path.write_bytes(path.read_bytes()[:50])
+                replace(path)
 
-    before_step(cut)
+    before_step(now)
+
+
+def hang(step: int) -> None:
+    """They stream, and from this step on no file arrives: a network disk whose server is gone."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+
+    def gone(state) -> None:
+        if state.step == step:
+            data.reading.read = lambda *_: threading.Event().wait()
+
+    before_step(gone)
+
+
+def hang_in_validation(_: int) -> None:
+    """The first validation reads what does not arrive."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+    measure = train.Validation.measure
+
+    def gone(validation, state):
+        data.reading.read = lambda *_: threading.Event().wait()
+        next(validation.train_set.batches(torch.arange(4), 4))
+        return measure(validation, state)
+
+    train.Validation.measure = gone
+
+
+def hang_before_the_first_step(_: int) -> None:
+    """What is read of a set to validate on does not arrive."""
+    hang_in_validation(0)
+    original = train.Validation
+
+    def gone(state, train_set, test_set):
+        data.reading.read = lambda *_: threading.Event().wait()
+        return original(state, train_set, test_set)
+
+    train.Validation = gone
+
+
+def hang_while_opening(_: int) -> None:
+    """Files are listed, but do not arrive."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+    data.reading.read = lambda *_: threading.Event().wait()
+
+
+def pipes(files: int) -> None:
+    """They stream, and before the fifth step so many files are pipes that nobody writes to."""
+    replace_files(files, lambda path: (path.unlink(), os.mkfifo(path)))
+
+
+def without_shared_memory(threads: int) -> None:
+    """They stream where /dev/shm is not: neither a file in it nor a semaphore can be had."""
+    stream(threads)
+    remove_shared_memory()
+
+
+def batches_through_shared_memory(threads: int) -> None:
+    """A control: as workers that are processes hand over what they decoded."""
+    stream(threads)
+    before_step(lambda _: torch.zeros(9).share_memory_())
+    remove_shared_memory()
+
+
+def remove_shared_memory() -> None:
+    def none(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm")
+
+    def look(event: str, arguments: tuple) -> None:
+        if event == "open" and str(arguments[0]).startswith("/dev/shm"):
+            none()
+
+    sys.addaudithook(look)
+    _posixshmem.shm_open = _multiprocessing.SemLock = none
+    for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
+        setattr(torch.UntypedStorage, name, none)
 
 
 def unreadable_in_validation(n: int) -> None:
