@@ -177,6 +177,10 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
         train_set, test_set = load_splits(
             data_options(opened.config), stored.get("fingerprint"), loading
         )
+    from_samples = {"scores", "memory"} & set(args.sections)
+    extractor = extractor_path(args, train_set)
+    if ranks.first and from_samples and not extractor.exists():
+        check_output(extractor.parent)
     weights = digest(opened.content["ema"])  # before the model takes them out
     model = opened.model(device)
     train, test = (LabeledImages.of(part.to(device), MAX_REAL) for part in (train_set, test_set))
@@ -190,9 +194,6 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     inception = inception_features(args.inception, train_set, device)
     e = Evaluation(model, args, train_set, train, test, inception)
     of = origin(e, weights)  # of the code that runs, not a later one
-    from_samples = {"scores", "memory"} & set(args.sections)
-    if ranks.first and from_samples and not extractor_path(e).exists():
-        check_output(extractor_path(e).parent)
     samples = sample_all(e, ranks) if from_samples else {}
     if not ranks.first:
         return
@@ -284,7 +285,7 @@ def measure_samples(
 ) -> dict[str, Section]:
     """The scores of samples beside those of real images, and memorization."""
     task = task_of(e.train_set)
-    extractor = load_or_train(e.train, e.test, task, extractor_path(e))
+    extractor = load_or_train(e.train, e.test, task, extractor_path(e.args, e.train_set))
     print(extractor.summary, flush=True)
     train, test = (extract(e, extractor, images) for images in (e.train, e.test))
     features = {name: extract(e, extractor, images) for name, (images, _) in samples.items()}
@@ -313,14 +314,15 @@ def cache_folder(path: Path) -> Path | None:
     return runs.logs_of(path).parent.parent / CACHE if runs.is_in_run(path) else None
 
 
-def extractor_path(e: Evaluation) -> Path:
+def extractor_path(args: Args, train_set: ImageSet) -> Path:
     """Where the feature extractor is cached: under the run root, by the content of the images.
 
     With --out it is stored there, where the run root has none.
     """
-    own, logs = e.args.folder, runs.logs_of(e.model.path)
-    root = logs.parent.parent if runs.is_in_run(e.model.path) else logs
-    path = cache_path(root / CLASSIFIERS, e.train_set, task_of(e.train_set))
+    own, ckpt = args.folder, args.opened.path
+    logs = runs.logs_of(ckpt)
+    root = logs.parent.parent if runs.is_in_run(ckpt) else logs
+    path = cache_path(root / CLASSIFIERS, train_set, task_of(train_set))
     return path if own == logs or path.exists() else own / CLASSIFIERS / path.name
 
 

@@ -66,8 +66,14 @@ def launch(args: Args) -> int:
         return verify_resume(args)
     device = pick_device(args.device)
     tune(device, args.config.train.deterministic)
-    with joined(device) as ranks:
+    start = args.resumed and args.resumed.path
+    with memory_errors(lambda: memory_advice(start)), joined(device) as ranks:
         return train(args, device, ranks)
+
+
+def memory_advice(saved: Path | None) -> str:
+    """What to do where memory was lacking; saved: the newest checkpoint."""
+    return f"{SPARE_MEMORY}; {last_good(saved)}"
 
 
 def train(args: Args, device: torch.device, ranks: Ranks) -> int:
@@ -83,7 +89,10 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     if args.dry_run:
         return dry_run(args, state, (train_set, test_set))
     ranks.check_equal((state.step, train_set.fingerprint), "checkpoint or images")
-    train_set, test_set = sets = train_set.to(device), test_set.to(device)
+    stop = StopSignal(ranks)
+    train_set, test_set = sets = tuple(
+        part.to(device).stopped_by(lambda: stop.number > 0) for part in (train_set, test_set)
+    )
     if args.replay:
         return replay(state, train_step, train_set, args.replay)
     if state.finished:
@@ -91,30 +100,31 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
         return 0
 
     with (
-        StopSignal(ranks) as stop,
-        memory_errors(lambda: f"{SPARE_MEMORY}; {last_good(state.saved)}"),
+        stop,
+        memory_errors(lambda: memory_advice(state.saved)),
         open_run(args.run_root, args.resumed and args.resumed.path, ranks) as run,
         Logger(run, state, sets) as logger,
     ):
-        begin(args, state, run, logger)
-        validation, scorer = Validation(state, *sets), make_scorer(args, state, sets, stop)
-        ranks.wait_for_first()
-        clock.start(state)
-        with logger.progress_bar(), saved_on_read_error(run, state):
-            while not (state.finished or stop.agreed(ranks)):  # never left without being saved
-                while not train_epoch(state, train_set, logger, clock, stop):
-                    pass  # the next epoch
-                if ranks.first and state.validation_due:
-                    logger.write_losses(validation.measure(state), validation.size(state))
-                state.seconds = clock.seconds
-                if ranks.first:
-                    logger.writer.flush()  # before the checkpoint: the curves never lag behind
-                    save_checkpoint(run, state)
-                if ranks.first and state.validation_due:
-                    sample_and_score(state, validation, scorer, logger, run)
-                ranks.wait_for_first()
-                state.seconds = clock.seconds
-                clock.go_on()
+        with saved_on_read_error(run, state, logger, clock):
+            begin(args, state, run, logger)
+            validation, scorer = Validation(state, *sets), make_scorer(args, state, sets, stop)
+            ranks.wait_for_first()
+            clock.start(state)
+            with logger.progress_bar():
+                while not (state.finished or stop.agreed(ranks)):  # never left without being saved
+                    while not train_epoch(state, train_set, logger, clock, stop):
+                        pass  # the next epoch
+                    if ranks.first and state.validation_due:
+                        logger.write_losses(validation.measure(state), validation.size(state))
+                    state.seconds = clock.seconds
+                    if ranks.first:
+                        logger.writer.flush()  # before the checkpoint: the curves never lag behind
+                        save_checkpoint(run, state)
+                    if ranks.first and state.validation_due:
+                        sample_and_score(state, validation, scorer, logger, run)
+                    ranks.wait_for_first()
+                    state.seconds = clock.seconds
+                    clock.go_on()
         return logger.goodbye(stop, write_report)
 
 

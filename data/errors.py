@@ -13,3 +13,7 @@ class DataNotFound(DataError):
 
 class ReadError(StoppedError):
     """An image that cannot be read in the middle of a run; one line: the set and the cause."""
+
+
+class WaitError(StoppedError):
+    """A stop signal came while an image file did not arrive; one line: the file."""

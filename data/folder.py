@@ -46,6 +46,8 @@ def list_source(root: Path) -> Listing:
         raise DataNotFound(f"there is no {readable(str(root))}: {ACCEPTED}")
     if root.is_dir():
         return list_images(Folder(root))
+    if not root.is_file():
+        raise DataError(f"cannot read {readable(str(root))}: not a regular file")
     if root.suffix.lower() in (".npy", ".npz"):
         return list_arrays(root)
     if root.suffix.lower() == ".zip":

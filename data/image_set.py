@@ -2,7 +2,7 @@
 
 A data set has ``name``, ``image_shape`` (C, H, W), ``class_names`` (none: no labels), ``source`` (a
 line: where it came from), ``notes`` (lines: what was read and left out), ``fingerprint`` (SHA-256),
-``labels`` (N,) int64, ``len()``, ``to(device)`` and ``batches(indices, size)``.
+``labels`` (N,) int64, ``len()``, ``to(device)``, ``stopped_by(asked)``, ``batches(indices, size)``.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ReadError
+from data.threads import Threads, never, result_of
 from utils.devices import cores
 from utils.distributed import share
 from utils.images import normalize
@@ -68,6 +69,10 @@ class TensorSet:
         """The set in the memory of the device; moved once, so that no batch has to be."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def stopped_by(self, _asked: Callable[[], bool]) -> Self:
+        """The same set: nothing of it has to arrive."""
+        return self
+
     def batches(
         self, indices: Tensor, batch_size: int, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,6 +119,7 @@ class StreamSet:
     digests: Tensor
     notes: tuple[str, ...] = ()
     device: torch.device = CPU
+    stopped: Callable[[], bool] = never
     damage: Damage = field(default_factory=Damage)
 
     @property
@@ -127,6 +133,12 @@ class StreamSet:
         """The set whose batches arrive on the device."""
         return replace(self, device=device)
 
+    def stopped_by(self, asked: Callable[[], bool]) -> Self:
+        """The set whose batches end with a WaitError, where a file does not arrive and this says
+        that a stop was asked for.
+        """
+        return replace(self, stopped=asked)
+
     def batches(
         self, indices: Tensor, batch_size: int, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,17 +147,17 @@ class StreamSet:
         An image that cannot be read is replaced by the next in the set that can. Raises ReadError
         where there is none, and from the tenth damaged file on.
         """
-        pool, waiting = ThreadPoolExecutor(num_threads(), "decoder"), deque()
+        pool, waiting = Threads(num_threads()), deque()
         try:
             for batch in indices.split(batch_size):
                 rows = share(batch, *part).tolist()
-                waiting.append([pool.submit(self.image, i) for i in rows])
+                waiting.append([(i, pool.submit(self.image, i)) for i in rows])
                 if len(waiting) > AHEAD:
                     yield self.collate(waiting.popleft())
             while waiting:
                 yield self.collate(waiting.popleft())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.end()
 
     def image(self, i: int) -> tuple[Tensor, int]:
         """Image i, or the next one that can be read, and the index of that."""
@@ -157,13 +169,16 @@ class StreamSet:
                 self.damage.note(self.files[j], str(e))
         raise ReadError(f"cannot read images of {self.source}: {self.files[i]} and those after it")
 
-    def collate(self, decoded: list[Future]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,) on the device; B is 0 where a rank has none."""
+    def collate(self, decoded: list[tuple[int, Future]]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) on the device; B is 0 where a rank has none.
+
+        decoded: the indices, and the images with the indices of what took their place.
+        """
         pin = self.device.type == "cuda"
         images = torch.empty(len(decoded), *self.image_shape, dtype=torch.uint8, pin_memory=pin)
         rows = []
-        for slot, future in zip(images, decoded, strict=True):
-            image, j = future.result()
+        for slot, (i, future) in zip(images, decoded, strict=True):
+            image, j = result_of(future, self.files[i], self.stopped)
             slot.copy_(image)
             rows.append(j)
         labels = self.labels[torch.tensor(rows, dtype=torch.int64)]

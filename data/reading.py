@@ -5,7 +5,6 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +19,8 @@ from data.image_set import num_threads
 from data.listing import Listing
 from data.options import DataOptions, Loading
 from data.sources import Source
-from utils.devices import main_memory
+from data.threads import Threads, result_of
+from utils.devices import main_memory, out_of_memory
 from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
@@ -28,7 +28,7 @@ MAX_OWN_SIDE = 256  # pixels: larger images are learnt at their own size only wh
 MEMORY_SHARE, MAX_BYTES = 1 / 8, 16 * 2**30  # of decoded images that stay in memory
 UNKNOWN_MEMORY = 8 * 2**30  # where Python cannot tell, as on Windows
 MAX_NAMED = 3  # damaged files in a message
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def read(source: Source, name: str, how: Rendering) -> tuple[Tensor, tuple[int, 
         image, content = source.open(name)
         profile = "icc_profile" in image.info
         return *render(image, how), hashlib.sha256(content).digest(), profile
-    except MemoryError:
-        raise
     except Exception as e:  # Pillow's decoders raise what they like
+        if out_of_memory(e):
+            raise
         raise ReadError(why(e)) from e
 
 
@@ -99,9 +99,9 @@ def decode_all(
     images = torch.empty((len(names) if keep else 0, *shape), dtype=torch.uint8)
     good, digests, sizes, damaged, profiles, grey = [], [], [], {}, 0, True
 
-    def decode(i: int) -> tuple | str:
+    def decode(i: int, name: str) -> tuple | str:
         try:
-            image, *facts = read(source, names[i], how)
+            image, *facts = read(source, name, how)
         except ReadError as e:
             return str(e)
         if keep:
@@ -109,7 +109,7 @@ def decode_all(
         return *facts, bool((image[:1] == image).all())
 
     print(f"Reading {len(names):,} images of {source.description}", flush=True)
-    for i, found in enumerate(mapped(decode, range(len(names)), "decoding", loading.silent)):
+    for i, found in enumerate(mapped(decode, names, "decoding", loading.silent)):
         if isinstance(found, str):
             damaged[names[i]] = found
             continue
@@ -133,7 +133,7 @@ def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[in
     Rounded down to what the network takes.
     """
 
-    def size(name: str) -> tuple[int, int] | None:
+    def size(_: int, name: str) -> tuple[int, int] | None:
         try:
             return source.size(name)
         except Exception:  # told when it is decoded
@@ -149,19 +149,21 @@ def own_size(source: Source, names: Sequence[str], loading: Loading) -> tuple[in
     return (max(int(min(shorter, DEFAULT_SIDE)) // multiple, 1) * multiple,) * 2
 
 
-def mapped(function: Callable[[T], R], items: Sequence[T], title: str, silent: bool) -> Iterator[R]:
-    """The function of every item, in order, computed by threads a little ahead."""
+def mapped(
+    function: Callable[[int, str], T], names: Sequence[str], title: str, silent: bool
+) -> Iterator[T]:
+    """function(i, name) of every name, in order, computed by threads a little ahead."""
     ahead, waiting = 4 * num_threads(), deque()
-    pool = ThreadPoolExecutor(num_threads())
+    pool = Threads(num_threads())
     try:
-        for item in track(items, title, "images", silent):
-            waiting.append(pool.submit(function, item))
+        for i, name in enumerate(track(names, title, "images", silent)):
+            waiting.append((pool.submit(function, i, name), name))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield result_of(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield result_of(*waiting.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.end()
 
 
 def most_bytes(loading: Loading) -> float:

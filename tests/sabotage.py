@@ -3,11 +3,15 @@
 Every function takes one number, and is called before the training starts.
 """
 
+import _multiprocessing
+import _posixshmem
+import errno
 import os
 import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +22,10 @@ import torch
 import data.datasets
 import data.image_set
 import data.reading
+import data.threads
 import train
+import training.state
+import training.validate
 from data import ReadError
 from training import events
 from training.clock import Clock
@@ -59,10 +66,10 @@ def within_save(module, name: str, n: int, instead) -> None:
     """``module.name`` is ``instead`` in the n-th checkpoint.save, and in no other write."""
     save, original = checkpoint.save, getattr(module, name)
 
-    def broken(path, state):
+    def broken(*arguments, **options):
         setattr(module, name, instead)
         try:
-            return save(path, state)
+            return save(*arguments, **options)
         finally:
             setattr(module, name, original)
 
@@ -130,7 +137,7 @@ def save_in_place(n: int) -> None:
     """A control: as most programs save. Dies half-way in the n-th save."""
 
     @contextmanager
-    def naive(path):
+    def naive(path, _):
         with open(path, "wb") as file:
             yield file
 
@@ -142,9 +149,9 @@ def full_disk(n: int) -> None:
     """The n-th checkpoint goes to /dev/full, where every write fails with ENOSPC."""
     save = checkpoint.save
 
-    def to_full(path, state):
+    def to_full(path, *arguments, **options):
         os.symlink("/dev/full", path.with_name(f".{path.name}.{os.getpid()}.partial"))
-        return save(path, state)
+        return save(path, *arguments, **options)
 
     checkpoint.save = nth(n, save, to_full)
 
@@ -153,10 +160,10 @@ def slow_save(n: int, seconds: float) -> None:
     """The n-th checkpoint takes this long to write; the file ``saving`` appears as it begins."""
     save = checkpoint.save
 
-    def slow(path, state):
+    def slow(*arguments, **options):
         Path("saving").touch()
         time.sleep(seconds)
-        return save(path, state)
+        return save(*arguments, **options)
 
     checkpoint.save = nth(n, save, slow)
 
@@ -221,6 +228,36 @@ def memory_limit(megabytes: int) -> None:
     checkpoint.load = limited
 
 
+def little_memory(module, name: str, megabytes: int) -> None:
+    """From the first call of module.name on, the process may take so much more: a real shortage."""
+    original = getattr(module, name)
+
+    def limited(*arguments, **options):
+        if not resource.getrlimit(resource.RLIMIT_AS)[0] > 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            size = pages * resource.getpagesize() + megabytes * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        return original(*arguments, **options)
+
+    setattr(module, name, limited)
+
+
+def little_memory_in_creation(megabytes: int) -> None:
+    little_memory(training.state, "build", megabytes)
+
+
+def little_memory_in_a_step(megabytes: int) -> None:
+    little_memory(train, "backward", megabytes)
+
+
+def little_memory_in_validation(megabytes: int) -> None:
+    little_memory(training.validate, "held_out_losses", megabytes)
+
+
+def little_memory_in_drawing(megabytes: int) -> None:
+    little_memory(sys.modules["diffusion.generate"], "generate", megabytes)
+
+
 def no_memory(step: int) -> None:
     """What this step needs is not to be had: torch's allocator says so."""
     before_step(lambda state: state.step == step and torch.empty(2**50))
@@ -228,6 +265,10 @@ def no_memory(step: int) -> None:
 
 def no_memory_for_python(step: int) -> None:
     before_step(lambda state: state.step == step and bytearray(2**50))
+
+
+def no_memory_for_creation(_: int) -> None:
+    training.state.build = lambda _: bytearray(2**50)
 
 
 def no_memory_on_the_gpu(step: int) -> None:
@@ -278,12 +319,44 @@ def lose_folders(step: int) -> None:
 
     def lose(state) -> None:
         if state.step == step:
-            run = run_of(state)
-            for path in (run.logs, run.checkpoints):
-                path.rename(path.with_name("moved"))
-            wait_for_go()
+            move_folders(run_of(state))
 
     before_step(lose)
+
+
+def move_folders(run: runs.Run) -> None:
+    """And wait until another run may have taken their place."""
+    for path in (run.logs, run.checkpoints):
+        path.rename(path.with_name("moved"))
+    wait_for_go()
+
+
+def lose_folders_in_save(step: int) -> None:
+    """They are renamed while the next checkpoint is written: it looked whose folder it is."""
+    states, lost, original = [], [], checkpoint.not_finite
+    before_step(states.append)
+
+    def not_finite(content):
+        if content.get("step", 0) >= step and not lost:
+            lost.append(True)
+            move_folders(run_of(states[-1]))
+        return original(content)
+
+    checkpoint.not_finite = not_finite
+
+
+def lose_folders_in_save_unclaimed(step: int) -> None:
+    """A control: a run that looks before and after writing, but not right before it replaces."""
+    whole = checkpoint.whole_file
+    checkpoint.whole_file = lambda path, _: whole(path)
+    lose_folders_in_save(step)
+
+
+def delete_owner(step: int) -> None:
+    """Before every step from this one on, the file that names the writer is gone."""
+    before_step(
+        lambda state: state.step >= step and (run_of(state).checkpoints / files.OWNER).unlink(True)
+    )
 
 
 def lose_folders_unclaimed(step: int) -> None:
@@ -375,15 +448,97 @@ def stream(threads: int) -> None:
 
 def damage(files: int) -> None:
     """They stream, and before the fifth step so many files are cut short."""
+    replace_files(files, lambda path: path.write_bytes(path.read_bytes()[:50]))
+
+
+def replace_files(files: int, replace) -> None:
+    """They stream, and before the fifth step so many files are replaced."""
     stream(2)
 
-    def cut(state) -> None:
+    def now(state) -> None:
         if state.step == 5:
             root = Path(state.config.data.data_root)
             for path in sorted(root.rglob("*.png"))[:files]:
-                path.write_bytes(path.read_bytes()[:50])
+                replace(path)
 
-    before_step(cut)
+    before_step(now)
+
+
+def hang(step: int) -> None:
+    """They stream, and from this step on no file arrives: a network disk whose server is gone."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+
+    def gone(state) -> None:
+        if state.step == step:
+            data.reading.read = lambda *_: threading.Event().wait()
+
+    before_step(gone)
+
+
+def hang_in_validation(_: int) -> None:
+    """The first validation reads what does not arrive."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+    measure = train.Validation.measure
+
+    def gone(validation, state):
+        data.reading.read = lambda *_: threading.Event().wait()
+        next(validation.train_set.batches(torch.arange(4), 4))
+        return measure(validation, state)
+
+    train.Validation.measure = gone
+
+
+def hang_before_the_first_step(_: int) -> None:
+    """What is read of a set to validate on does not arrive."""
+    hang_in_validation(0)
+    original = train.Validation
+
+    def gone(state, train_set, test_set):
+        data.reading.read = lambda *_: threading.Event().wait()
+        return original(state, train_set, test_set)
+
+    train.Validation = gone
+
+
+def hang_while_opening(_: int) -> None:
+    """Files are listed, but do not arrive."""
+    stream(2)
+    data.threads.PATIENCE = 0.1
+    data.reading.read = lambda *_: threading.Event().wait()
+
+
+def pipes(files: int) -> None:
+    """They stream, and before the fifth step so many files are pipes that nobody writes to."""
+    replace_files(files, lambda path: (path.unlink(), os.mkfifo(path)))
+
+
+def without_shared_memory(threads: int) -> None:
+    """They stream where /dev/shm is not: neither a file in it nor a semaphore can be had."""
+    stream(threads)
+    remove_shared_memory()
+
+
+def batches_through_shared_memory(threads: int) -> None:
+    """A control: as workers that are processes hand over what they decoded."""
+    stream(threads)
+    before_step(lambda _: torch.zeros(9).share_memory_())
+    remove_shared_memory()
+
+
+def remove_shared_memory() -> None:
+    def none(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm")
+
+    def look(event: str, arguments: tuple) -> None:
+        if event == "open" and str(arguments[0]).startswith("/dev/shm"):
+            none()
+
+    sys.addaudithook(look)
+    _posixshmem.shm_open = _multiprocessing.SemLock = none
+    for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
+        setattr(torch.UntypedStorage, name, none)
 
 
 def unreadable_in_validation(n: int) -> None:

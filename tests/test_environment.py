@@ -51,7 +51,7 @@ from utils.files import LOCK, LockError, only_writer
 from utils.pytree import digest, not_finite
 
 LOGS = "Logs_Checkpoints/Inference/version_0"
-FOLDERS = ("lose", "delete")  # what happens to those of a living run
+FOLDERS = ("lose_folders", "delete_folders", "lose_folders_in_save")  # of a living run
 
 
 def verified(where: Path) -> list[int]:
@@ -180,6 +180,48 @@ def test_too_little_memory_is_one_line_with_what_to_lower(hook, line, steps):
             assert not leftovers(where)
     end = "one line, exit code 1, names the last checkpoint"
     count("out of memory", len(steps), len(steps), end)
+
+
+WIDE = ["--patch-size", "1", "--base-channels", "64"]  # 20 MB for each feature map of 100 images
+PLACES = {  # where memory ends, with flags by which that is more than is left, and what was saved
+    "creation": (["--base-channels", "1024"], "there is no earlier one"),
+    "a_step": ([*WIDE, "--batch-size", "100"], "there is no earlier one"),
+    "validation": ([*WIDE, "--batch-size", "1"], "there is no earlier one"),
+    "drawing": ([*WIDE, "--patch-size", "2", "--batch-size", "1"], "the last good one is"),
+}
+MOST = {"drawing": 2}  # megabytes up to which it lacks some; elsewhere 4
+MORE = [pytest.param(p, range(MOST.get(p, 4)), marks=pytest.mark.slow) for p in PLACES]
+
+
+@pytest.mark.parametrize(("place", "limits"), [*((p, [0]) for p in PLACES), *MORE])
+def test_memory_that_ends_is_one_line_with_what_to_lower(place, limits):
+    """A real limit of the process, and whatever words oneDNN, C++, the loader and Python have."""
+    flags, saved = PLACES[place]
+    for megabytes in limits:
+        with folder() as where:
+            argv = [*SMALL, *flags, "--max-steps", "1"]
+            ended = run(where, argv, f"sabotage.little_memory_in_{place}", megabytes)
+            assert ended.code == 1
+            one_line(ended.err, "train.py: stopped: out of memory", "--batch-size", saved)
+            one_line(ended.err, "--grad-accum", "--checkpoint-activations")
+    end = "one line, exit code 1, names the last checkpoint"
+    count("out of memory", len(limits), len(limits), end)
+
+
+def test_memory_that_suffices_is_none_of_it():
+    """The control."""
+    with folder() as where:
+        flags = [*SMALL, "--max-steps", "1"]
+        assert run(where, flags, "sabotage.little_memory_in_creation", 4_000).code == 0
+
+
+def test_memory_that_ends_before_a_resumed_run_goes_on_names_its_checkpoint():
+    with folder() as where:
+        assert run(where, [*SMALL, "--max-steps", "5"]).code == 0
+        ended = run(where, AGAIN, "sabotage.no_memory_for_creation")
+        assert ended.code == 1
+        one_line(ended.err, "out of memory: lower --batch-size", "--checkpoint-activations")
+        one_line(ended.err, "the last good one is", checkpoints(where)[5].name)
 
 
 @needs_nobody
@@ -341,7 +383,7 @@ def second_run_in_its_place(where: Path, hook: str) -> tuple[Ended, bool]:
 def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, fault):
     for _ in range(trials):
         with folder() as where:
-            ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}_folders")
+            ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}")
             assert untouched
             assert ended.code == 1
             one_line(ended.err, "cannot write", "there is no earlier one")
@@ -349,12 +391,28 @@ def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, faul
     count("another run takes the number of a living one", trials, trials, "neither loses a file")
 
 
-def test_a_run_that_does_not_look_destroys_the_other():
+@pytest.mark.parametrize("fault", ["lose_folders", "lose_folders_in_save"])
+def test_a_run_that_does_not_look_destroys_the_other(fault):
     """The control."""
     with folder() as where:
-        ended, untouched = second_run_in_its_place(where, "sabotage.lose_folders_unclaimed")
-        assert ended.code == 0
+        ended, untouched = second_run_in_its_place(where, f"sabotage.{fault}_unclaimed")
+        assert ended.code == (0 if fault == "lose_folders" else 1)  # which looks afterwards
         assert not untouched
+
+
+@pytest.mark.parametrize("steps", [[7], pytest.param(range(6, 18), marks=pytest.mark.slow)])
+def test_the_file_that_names_the_writer_may_go(steps):
+    """The folder is still the same, and the run's."""
+    with folder() as other:
+        assert run(other, AGAIN).code == 0
+        for step in steps:
+            with folder() as where:
+                ended = run(where, AGAIN, "sabotage.delete_owner", step)
+                assert (ended.code, ended.err) == (0, "")
+                assert result(where) == result(other)
+                assert not leftovers(where)
+    trials = len(steps)
+    count("writer.txt deleted from a living run", trials, trials, "written again, bit-identical")
 
 
 def hold(path: str, held, most) -> None:

@@ -125,6 +125,27 @@ def test_of_a_copy_elsewhere_everything_is_beside_it(trained, tmp_path, capsys):
     assert names == {"mine.pt", "metrics.json", "classifiers", "nearest", "samples"}
 
 
+def test_a_place_that_the_extractor_cannot_have_is_found_out_before_any_work(
+    trained, tmp_path, monkeypatch, capsys
+):
+    """Of a checkpoint whose errors of x_0, which take minutes, are not measured yet."""
+    root = shutil.copytree(trained, tmp_path / "root")
+    shutil.rmtree(root / "classifiers")
+    (root / "classifiers").write_text("")  # in its way
+    path = next((root / "checkpoints/version_0").iterdir())
+    checkpoint.save(path, {**checkpoint.load(path), "x0_error": None})
+
+    def measure(*_) -> None:
+        raise KeyError("that is work")
+
+    monkeypatch.setattr(likelihood, "measured_x0_error", measure)
+    flags = ["--ckpt", str(path), "--run-root", str(root), "--device", "cpu", "--num", "20"]
+    assert evaluate.main([*flags, "--only", "scores,bits"]) == 2
+    assert f"cannot write to {root / 'classifiers'}: " in capsys.readouterr().err
+    with pytest.raises(KeyError, match="work"):  # control: which trains no extractor
+        evaluate.main([*flags, "--only", "bits"])
+
+
 def test_all_that_takes_long_shows_how_far_it_is(measure, monkeypatch):
     """And what it counts is what there is."""
     seen, leave = [], progress.Progress.__exit__

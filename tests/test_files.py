@@ -5,7 +5,15 @@ from contextlib import suppress
 
 import pytest
 
-from utils.files import check_writable, new_folders, remove_partial, whole_file
+from utils.files import (
+    LOCK,
+    OWNER,
+    check_writable,
+    new_folders,
+    only_writer,
+    remove_partial,
+    whole_file,
+)
 
 
 def test_a_file_takes_its_name_at_the_end(tmp_path):
@@ -71,3 +79,42 @@ def test_whether_a_folder_can_be_written_is_found_out_without_a_trace(tmp_path):
         with pytest.raises(OSError, match=r"exists|directory"):
             check_writable(path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_checked_last_keeps_the_old_file(tmp_path):
+    path, seen = tmp_path / "a", []
+    path.write_bytes(b"old")
+
+    def refuse() -> None:
+        seen.append((path.read_bytes(), len(os.listdir(tmp_path))))
+        raise OSError(5, "not any more")
+
+    with pytest.raises(OSError, match="not any more"), whole_file(path, refuse) as file:
+        file.write(b"new")
+    assert seen == [(b"old", 2)]  # the new one was written, under another name
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_file_that_names_the_writer_is_written_again_in_its_own_folder_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    with only_writer(tmp_path / "a") as claim:
+        (tmp_path / "a" / OWNER).unlink()
+        claim.check()
+        assert (tmp_path / "a" / OWNER).read_text() == claim.owner
+        (tmp_path / "a" / LOCK).unlink()
+        (tmp_path / "a" / OWNER).unlink()
+        (tmp_path / "a").rmdir()
+        with pytest.raises(OSError, match=f"{OWNER}: No such file"):
+            claim.check()
+        for _ in range(20):  # a file system gives a number again, where nobody holds it
+            (tmp_path / "a").mkdir()
+            with pytest.raises(OSError, match=f"{OWNER}: No such file"):
+                claim.check()
+            assert os.listdir(tmp_path / "a") == []
+            (tmp_path / "a").rmdir()
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / OWNER).write_text("process 1 on another")
+        with pytest.raises(OSError, match=f"{OWNER}: now the folder of process 1 on another"):
+            claim.check()
+    assert os.listdir(tmp_path / "a") == [OWNER]  # the other's stays

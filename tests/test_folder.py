@@ -18,8 +18,10 @@ import data.cache
 import train
 from data import DataError, DataNotFound, DataOptions, Loading, ReadError, load_splits, report
 from data.class_names import match_classes, natural_key, readable
+from data.folder import list_source
 from data.held_out import MIN_IMAGES, choose_held_out
 from data.image_set import Damage, StreamSet, TensorSet
+from data.sources import Folder
 from utils.errors import InputError
 
 STREAMED, IN_MEMORY = Loading(in_memory=0), Loading()
@@ -724,3 +726,16 @@ def test_images_without_the_word_folder_are_not_replaced_by_digits(tmp_path, mon
     assert "type --dataset folder" in captured.err
     assert captured.err.count("\n") == 1
     assert os.listdir(tmp_path) == ["pets"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.npz", "a.npy", "a.png"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name):
+    """Opened, a pipe would wait for a writer."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: not a regular file"):
+        list_source(tmp_path / name)
+    with pytest.raises(OSError, match="not a regular file"):
+        Folder(tmp_path).file(name)
+    (tmp_path / "file.png").write_bytes(b"a")
+    with Folder(tmp_path).file("file.png") as file:  # control
+        assert file.read() == b"a"

@@ -1,11 +1,24 @@
 """Runs on image files that are decoded anew in every epoch: killed, resumed, damaged under way."""
 
+import re
 import shutil
 import signal
+import time
 
 import pytest
 import torch
-from faults import AGAIN, SMALL, Process, checkpoints, count, folder, leftovers, result, run
+from faults import (
+    AGAIN,
+    SECONDS,
+    SMALL,
+    Process,
+    checkpoints,
+    count,
+    folder,
+    leftovers,
+    result,
+    run,
+)
 
 from utils import images
 
@@ -89,6 +102,67 @@ def test_a_file_damaged_under_way_costs_nothing(flags, unbroken):
         assert "Traceback" not in ended.err
         assert result(where) != unbroken  # control: the file was used
     count("an image file cut short while training", 1, 1, "named, replaced, the run goes on")
+
+
+def stopped_while_waiting(where, argv, hook: str, step: int):
+    """How a run ends that is told to stop once it waits for a file that does not arrive."""
+    process, ends = Process(where, argv, hook, step), time.monotonic() + SECONDS
+    while "waiting for" not in (where / "err").read_text() if (where / "err").exists() else True:
+        assert time.monotonic() < ends
+        assert process.process.is_alive()
+        time.sleep(0.02)
+    process.kill(signal.SIGTERM)
+    return process.end()
+
+
+@pytest.mark.parametrize("steps", [[7], pytest.param(range(6, 18), marks=pytest.mark.slow)])
+def test_a_file_that_does_not_arrive_is_named_and_a_stop_signal_heard(flags, unbroken, steps):
+    for step in steps:
+        with folder() as where:
+            ended = stopped_while_waiting(where, flags, "sabotage.hang", step)
+            assert ended.code == 128 + signal.SIGTERM, ended.err
+            (line,) = ended.err.splitlines()
+            assert re.fullmatch(r"waiting for class_\d/\d\d.png: is the disk, .* in order\?", line)
+            assert ended.step >= step
+            assert max(checkpoints(where)) == ended.step  # the last completed step
+            assert not leftovers(where)
+            assert run(where, flags, "sabotage.stream", 2).code == 0
+            assert result(where) == unbroken
+    n = len(steps)
+    end = "named, SIGTERM is heard, 0 steps lost, bit-identical"
+    count("image files that never arrive", n, n, end)
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "saved"),
+    [("in_validation", 143, [5]), ("before_the_first_step", 143, []), ("while_opening", 143, None)],
+)
+def test_wherever_files_are_read_a_stop_signal_is_heard(flags, place, code, saved):
+    with folder() as where:
+        ended = stopped_while_waiting(where, flags, f"sabotage.hang_{place}", 0)
+        assert ended.code == code, ended.err
+        assert "Traceback" not in ended.err
+        assert saved is None or list(checkpoints(where)) == saved
+        assert not leftovers(where)
+
+
+def test_images_need_no_shared_memory(flags, unbroken):
+    with folder() as where:
+        ended = run(where, flags, "sabotage.without_shared_memory", 2)
+        assert ended.code == 0, ended.err
+        assert result(where) == unbroken
+        count("streamed images without /dev/shm", 1, 1, "the same result to the bit")
+    with folder() as where:  # control
+        ended = run(where, flags, "sabotage.batches_through_shared_memory", 2)
+        assert ended.code == 1
+        assert "/dev/shm: No space left on device" in ended.err
+
+
+def test_a_pipe_in_the_place_of_a_file_is_replaced_and_not_waited_for(flags):
+    with folder() as where:
+        ended = run(where, with_copy(flags, where), "sabotage.pipes", 2)
+        assert ended.code == 0, ended.err
+        assert ended.err.count("any more: not a regular file; the next image takes its") == 2
 
 
 def test_a_validation_that_meets_the_tenth_damaged_file_costs_no_step():

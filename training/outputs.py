@@ -11,7 +11,7 @@ from torch import Tensor
 from utils import checkpoint, images, runs
 from utils.devices import out_of_memory
 from utils.errors import InputError, StoppedError
-from utils.files import Claim, whole_file
+from utils.files import Claim, anything_goes, whole_file
 from utils.history import HISTORY, line_of, read_history
 
 
@@ -48,20 +48,21 @@ class Outputs:
     """
 
     def __init__(self, folder: Path, claim: Claim | None = None) -> None:
-        self.folder, self.claim, self.failing = folder, claim, False
+        self.folder, self.failing = folder, False
+        self.check = claim.check if claim else anything_goes
 
     def json(self, name: str, values: dict[str, Any]) -> None:
-        self.attempt(lambda: runs.write_json(self.folder / name, values))
+        self.attempt(lambda: runs.write_json(self.folder / name, values, self.check))
 
     def picture(self, name: str, picture: Tensor) -> None:
         """A uint8 picture (3, H, W) as a PNG."""
-        self.attempt(lambda: images.save_png(picture, self.folder / name))
+        self.attempt(lambda: images.save_png(picture, self.folder / name, self.check))
 
     def whole(self, name: str, content: bytes) -> None:
         """A file that is never seen half written."""
 
         def write() -> None:
-            with whole_file(self.folder / name) as file:
+            with whole_file(self.folder / name, self.check) as file:
                 file.write(content)
 
         self.attempt(write)
@@ -96,15 +97,14 @@ class Outputs:
             rows = read_history(self.folder)
             if rows:
                 content = b"".join(line_of(new) for row in rows if (new := change(row)))
-                with whole_file(self.folder / HISTORY) as file:
+                with whole_file(self.folder / HISTORY, self.check) as file:
                     file.write(content)
 
         self.attempt(write)
 
     def attempt(self, write: Callable[[], None]) -> None:
         try:
-            if self.claim:
-                self.claim.check()
+            self.check()
             write()
             self.failing = False
         except Exception as e:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data import ReadError
+from data import ReadError, WaitError
+from training.clock import Clock
+from training.logger import Logger
 from training.state import TrainState
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
@@ -35,14 +37,23 @@ def save_ema(run: Run, state: TrainState) -> None:
 
 
 @contextmanager
-def saved_on_read_error(run: Run, state: TrainState) -> Iterator[None]:
-    """Too many files that cannot be read end a run; what was trained is kept."""
+def saved_on_read_error(
+    run: Run, state: TrainState, logger: Logger, clock: Clock
+) -> Iterator[None]:
+    """Too many files that cannot be read end a run, and so does a stop signal while one does not
+    arrive, after which the program goes on behind ``with``. What was trained is kept.
+    """
+    began = state.step
     try:
         yield
-    except ReadError:
-        if state.ranks.first and state.step:
+    except (ReadError, WaitError) as e:
+        if state.ranks.world == 1 and logger.steps:  # several ranks would have to meet for it
+            logger.write_steps(clock)
+            logger.writer.flush()
+        if state.ranks.first and state.step > began:
             save_checkpoint(run, state)
-        raise
+        if isinstance(e, ReadError):
+            raise
 
 
 def last_good(saved: Path | None) -> str:

@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from utils.devices import out_of_memory
 from utils.errors import InputError
-from utils.files import whole_file
+from utils.files import anything_goes, whole_file
 from utils.pytree import digest, mismatches, not_finite
 from utils.run_names import version_of
 from utils.safe_load import check_archive, check_size, safe_load
@@ -39,18 +39,23 @@ class DamagedError(CheckpointError):
     """A checkpoint whose content is not what was written."""
 
 
-def save(path: Path, state: Mapping[str, Any], kind: str = FORMAT) -> None:
+def save(
+    path: Path,
+    state: Mapping[str, Any],
+    kind: str = FORMAT,
+    check: Callable[[], None] = anything_goes,
+) -> None:
     """Write the state so that at no instant, not even under kill -9, half a file has the name.
 
     Raises CheckpointError, also for values that are not finite; an earlier file of this name is
-    then as it was.
+    then as it was. check: as of whole_file.
     """
     content = {"format": kind, "format_version": FORMAT_VERSION, **state}
     try:
         check_size(content)
         if name := not_finite(content):
             raise ValueError(f"{name} is not finite")
-        with whole_file(path) as file:
+        with whole_file(path, check) as file:
             torch.save({**content, "sha256": digest(content)}, file)
             file.flush()
             check_archive(Path(file.name))  # what load would refuse is not to be kept

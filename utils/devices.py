@@ -1,6 +1,7 @@
 """Where to compute, and in which number format."""
 
 import ctypes
+import errno
 import math
 import os
 import re
@@ -60,19 +61,33 @@ def double(x: Tensor) -> Tensor:
     return x.to("cpu" if real_dtype(x.device) == torch.float32 else x.device).double()
 
 
-# The words of the CPU's allocator, CUDA, MPS, cuBLAS, cuDNN and the reader of zip files.
-OUT_OF_MEMORY = re.compile("allocate memory|[Nn]ot enough memory|out of memory|ALLOC_FAILED")
+# The words of the CPU's allocator, CUDA, MPS, cuBLAS, cuDNN, the reader of zip files, C++, and the
+# loader of libraries, which also says "memory" of a table of its own (static TLS).
+OUT_OF_MEMORY = re.compile(
+    "allocate memory(?! in static TLS)|[Nn]ot enough memory|out of memory|ALLOC_FAILED"
+    "|bad_alloc|bad allocation|failed to map segment"
+)
+# What oneDNN and cuBLAS say then, and seldom otherwise: it is quoted.
+LIKELY = re.compile(
+    "could not create a memory object|could not (create|execute) a primitive(?! desc)"
+    "|CUBLAS_STATUS_NOT_INITIALIZED"
+)
 AMOUNT = re.compile("[Tt]ried to allocate ([0-9.]+ [A-Za-z]+)")
+MAY_BE_MEMORY = (MemoryError, RuntimeError, OSError, ImportError)  # which of them is by chance
 
 
 def out_of_memory(error: BaseException) -> str | None:
     """What to say if it is memory, of the machine or of the device, that could not be had."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
-    ):  # torch has no class of its own for it on the CPU
-        amount = AMOUNT.search(str(error))
-        return f"out of memory, tried to allocate {amount[1]}" if amount else "out of memory"
-    return None
+    if not isinstance(error, MAY_BE_MEMORY):
+        return None
+    words = str(error)
+    if amount := AMOUNT.search(words):
+        return f"out of memory, tried to allocate {amount[1]}"
+    refused = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if refused or OUT_OF_MEMORY.search(words):
+        return "out of memory"
+    likely = LIKELY.search(words)
+    return f"out of memory ({likely[0]})" if likely else None
 
 
 @contextmanager
@@ -80,7 +95,7 @@ def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
     """Turn lack of memory into a StoppedError: one line, which ends with the advice."""
     try:
         yield
-    except (MemoryError, RuntimeError) as e:
+    except MAY_BE_MEMORY as e:
         if line := out_of_memory(e):
             raise StoppedError(f"{line}: {advice()}") from e
         raise

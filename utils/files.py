@@ -5,11 +5,11 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
@@ -19,12 +19,17 @@ LOCK, OWNER = "writer.lock", "writer.txt"
 PATIENCE = 0.2  # seconds for a lock: the process before may be about to delete its own
 
 
+def anything_goes() -> None:
+    """No check."""
+
+
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path, check: Callable[[], None] = anything_goes) -> Iterator[BinaryIO]:
     """Write atomically: a temporary file that replaces ``path`` at the end of ``with``.
 
     Written beside its place, flushed to the disk, renamed, and the folder flushed too. Raises
     OSError; then, as after any other error inside ``with``, what was there before is untouched.
+    check: raises OSError where the file must not be replaced; called right before it is.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -33,6 +38,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as e:
@@ -96,12 +102,49 @@ class Claim:
 
     folder: Path
     owner: str  # the text of its file OWNER, which no other process shares
+    inode: tuple[int, int]  # of the folder, with its device
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """The claim of this process. Raises OSError where there is no such folder."""
+        who = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4()}\n"
+        return cls(folder, who, inode_of(folder))
 
     def check(self) -> None:
-        """OSError where the folder was moved or removed; another process's may be in its place."""
+        """OSError where the folder was moved or removed; another process's may be in its place.
+
+        Where OWNER alone was deleted, it is written again.
+        """
         path = self.folder / OWNER
-        if path.read_text(encoding="utf-8") != self.owner:
-            raise OSError(errno.ESTALE, f"now the folder of {owner_of(self.folder)}", str(path))
+        try:
+            if not path.exists() and inode_of(self.folder) == self.inode:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(self.owner)
+            owner = path.read_text(encoding="utf-8")
+        except OSError as e:
+            raise OSError(e.errno, f"{path}: {e.strerror}") from e
+        if owner != self.owner:
+            raise OSError(errno.ESTALE, f"{path}: now the folder of {owner_of(self.folder)}")
+
+
+def inode_of(path: Path) -> tuple[int, int]:
+    """What no other folder has while this one is open. Raises OSError."""
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+@contextmanager
+def kept_open(folder: Path) -> Iterator[None]:
+    """Its inode is that of no other folder meanwhile, even if it is deleted. Raises OSError.
+
+    Windows opens no folders, and deletes none in which a file is open.
+    """
+    handle = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
@@ -112,22 +155,20 @@ def only_writer(folder: Path) -> Iterator[Claim]:
     a dead one is simply taken over. Raises LockError where a living one holds it.
     """
     lock = FileLock(folder / LOCK, timeout=PATIENCE, poll_interval=PATIENCE / 10)
-    who = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4()}\n"
-    claim = Claim(folder, who)
-    try:
-        lock.acquire()
-        (folder / OWNER).write_text(who, encoding="utf-8")
-    except Timeout as e:
-        owner = owner_of(folder)
-        raise LockError(f"{folder} is being written by {owner}: wait for it or stop it") from e
-    except (OSError, NotImplementedError) as e:  # the latter where the file system has no locks
-        release(claim, lock)
-        reason = e.strerror if isinstance(e, OSError) else e
-        raise LockError(f"cannot lock {folder / LOCK}: {reason}") from e
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(kept_open(folder))
+            claim = Claim.of(folder)
+            lock.acquire()
+            stack.callback(release, claim, lock)
+            (folder / OWNER).write_text(claim.owner, encoding="utf-8")
+        except Timeout as e:
+            owner = owner_of(folder)
+            raise LockError(f"{folder} is being written by {owner}: wait for it or stop it") from e
+        except (OSError, NotImplementedError) as e:  # the latter where the file system has no locks
+            reason = e.strerror if isinstance(e, OSError) else e
+            raise LockError(f"cannot lock {folder / LOCK}: {reason}") from e
         yield claim
-    finally:
-        release(claim, lock)
 
 
 def release(claim: Claim, lock: FileLock) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from utils.files import whole_file
+from utils.files import anything_goes, whole_file
 
 GAP, GAP_GREY = 2, 64  # pixels between the images of a grid, and how bright they are
 TITLE, TITLE_GREY = 12, 220  # height of a line of titles
@@ -115,9 +115,9 @@ def filmstrip(states: Sequence[Tensor], count: int = 11) -> Tensor:
     return grid(frames.flatten(0, 1), columns=len(at))
 
 
-def save_png(picture: Tensor, path: str | Path) -> None:
-    """Write a uint8 picture (C, H, W)."""
-    with whole_file(path) as file:
+def save_png(picture: Tensor, path: str | Path, check: Callable[[], None] = anything_goes) -> None:
+    """Write a uint8 picture (C, H, W). check: as of whole_file."""
+    with whole_file(path, check) as file:
         to_pil(picture).save(file, "PNG")
 
 

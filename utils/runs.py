@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,11 +22,21 @@ from utils.checkpoint import CheckpointError
 from utils.devices import has_bf16
 from utils.distributed import Ranks
 from utils.errors import InputError, StoppedError, listed
-from utils.files import LOCK, OWNER, Claim, LockError, only_writer, remove_partial, whole_file
+from utils.files import (
+    LOCK,
+    OWNER,
+    Claim,
+    LockError,
+    anything_goes,
+    only_writer,
+    remove_partial,
+    whole_file,
+)
 from utils.pytree import not_finite
 from utils.run_names import run_title, version_of
 
 ROOT = Path(__file__).resolve().parent.parent  # of this repository
+MOST_PATHS = 40  # of a checkpoint that are tried; links may lead in circles
 
 
 class RunError(InputError):
@@ -50,7 +60,7 @@ class Run:
         path = self.checkpoints / checkpoint.filename(step)
         try:
             self.claim.check()
-            checkpoint.save(path, content)
+            checkpoint.save(path, content, check=self.claim.check)
             self.claim.check()
         except OSError as e:
             raise CheckpointError(f"cannot write {path}: {e.strerror}") from e
@@ -61,7 +71,8 @@ class Run:
     def save_ema(self, step: int, content: Mapping[str, Any]) -> None:
         """Write the EMA weights of this step. Raises CheckpointError and OSError."""
         self.claim.check()
-        checkpoint.save(self.checkpoints / checkpoint.ema_filename(step), content)
+        path = self.checkpoints / checkpoint.ema_filename(step)
+        checkpoint.save(path, content, check=self.claim.check)
 
     def go_back_to(self, step: int) -> None:
         """Rename later checkpoints and EMA weights: their steps will be trained again."""
@@ -175,10 +186,27 @@ def in_version(path: Path) -> bool:
 def placed(path: Path) -> Path:
     """The absolute path of a checkpoint, as it lies in its run.
 
-    The folders of a run may be links to other disks, so links are followed only where the path
-    itself is none of a run, as that of a link to a checkpoint.
+    The folders of a run may be links to other disks, so no more links are followed than it takes to
+    come to a path that is one of a run; all of them where none is.
     """
-    return path.absolute() if in_version(path.absolute()) else path.resolve()
+    reached = [without_dots(path.absolute())]  # by following no link, one, two, ...
+    for known in reached:
+        if in_version(known):
+            return known
+        for link in filter(os.path.islink, (known, *known.parents)):
+            further = without_dots(link.parent / os.readlink(link) / known.relative_to(link))
+            if further not in reached and len(reached) < MOST_PATHS:
+                reached.append(further)
+    return Path(os.path.realpath(path))
+
+
+def without_dots(path: Path) -> Path:
+    """Without "..": as the words say, unless a link before it makes that another folder."""
+    plain = Path(os.path.normpath(path))
+    said, real = plain.parent, path.parent
+    if os.path.exists(real) and not (os.path.exists(said) and said.samefile(real)):
+        return Path(os.path.realpath(real), path.name)
+    return plain
 
 
 def is_in_run(path: Path) -> bool:
@@ -214,13 +242,18 @@ def find_logs(word: str, root: Path) -> Path:
     return logs_of(path / "any" if path.is_dir() else path)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Readable, and complete or absent. StoppedError for NaN and infinity, which JSON lacks."""
+def write_json(
+    path: Path, values: Mapping[str, Any], check: Callable[[], None] = anything_goes
+) -> None:
+    """Readable, and complete or absent. StoppedError for NaN and infinity, which JSON lacks.
+
+    check: as of whole_file.
+    """
     try:
         text = json.dumps(values, indent=2, allow_nan=False)
     except ValueError as e:
         raise StoppedError(f"cannot write {path}: {not_finite(values)} is not finite") from e
-    with whole_file(path) as file:
+    with whole_file(path, check) as file:
         file.write((text + "\n").encode())
 
 
@@ -246,11 +279,12 @@ def environment(device: torch.device) -> dict[str, str | int]:
 def git_revision(root: Path = ROOT, timeout: float = 5.0) -> str:
     """The commit of the code at the first call, "-dirty" where it was changed since.
 
-    "unknown" without git, and where root is not a repository itself but lies in another one.
+    "unknown" without git, and where root is not a repository itself but lies in another one: git
+    is told where the repository is, so that it looks for none around it.
     """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    own |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    own |= {"GIT_DIR": str(root / ".git"), "GIT_WORK_TREE": str(root), "GIT_OPTIONAL_LOCKS": "0"}
     captured = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
         answer = subprocess.run(command, cwd=root, env=own, timeout=timeout, **captured)
