@@ -150,7 +150,7 @@ def measured(
     labels = labels_or_zeros(subject.labels, args.num)
     images = LabeledImages(to_uint8(x_0), labels).to(subject.model.device)
     row = score(subject.extractor.extract(images), subject.floor.reference, subject.conditional)
-    _, evaluations = cost(sampler, subject.model.diffusion, subject.conditional)
+    evaluations = cost(sampler, subject.model.diffusion, subject.conditional)
     return {"steps": sampler.steps, "nfe": evaluations, "seed": args.seed} | row
 
 
@@ -162,17 +162,16 @@ def affordable(subject: Subject, settings: dict[str, Any], budget: int) -> Sampl
     for steps in range(1, min(budget, diffusion.count_trained(diffusion.timesteps)) + 1):
         sampler = replace(plain, steps=steps)
         try:
-            _, evaluations = cost(sampler, diffusion, subject.conditional)
+            evaluations = cost(sampler, diffusion, subject.conditional)
         except ValueError:  # too few steps for a restart or churn
             continue
         found = sampler if evaluations <= budget else found
     return found
 
 
-def cost(sampler: Sampler, diffusion: GaussianDiffusion, labeled: bool) -> tuple[list[int], int]:
-    """The grid, and the network evaluations of an image."""
-    grid = sampler.grid(diffusion)
-    return grid, sum(sampler.evaluations(diffusion, grid, labeled))
+def cost(sampler: Sampler, diffusion: GaussianDiffusion, labeled: bool) -> int:
+    """Network evaluations of an image. ValueErrors of ``sampler.grid``."""
+    return sum(sampler.evaluations(diffusion, sampler.grid(diffusion), labeled))
 
 
 def line(key: str, row: dict[str, Any] | None) -> str:

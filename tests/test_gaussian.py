@@ -54,7 +54,7 @@ def test_noise_added_from_t_on_leads_to_q_of_the_later_t():
     """q(x_s | x_t) after q(x_t | x_0) has the mean and variance of q(x_s | x_0), s > t."""
     diffusion = process()
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for t, s in ((1, 2), (100, 300), (999, 1000), (0, 500)):
+    for t, s in ((1, 2), (100, 300), (500, 510), (0, 500)):
         mean = diffusion.renoise(diffusion.q_sample(one, t, zero), t, s, zero)
         parts = diffusion.renoise(diffusion.q_sample(zero, t, one), t, s, zero)
         variance = parts**2 + diffusion.renoise(zero, t, s, one) ** 2
