@@ -41,6 +41,7 @@ from utils.devices import pick_device, tune
 from utils.images import to_uint8
 from utils.runs import environment, write_json
 
+CURVES = 7  # of a chart, beside the floor
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network evaluations
 ROWS: dict[str, dict[str, Any]] = {
     "ddpm": {"sampler": "ddpm"},
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     write_json(path, found)
                 print(line(key, own["rows"][key]), flush=True)
         picture = args.out / f"samplers_{subject.model.path.parent.name}.png"
-        save_charts([[chart] for chart in charts(name, own)], picture)
+        save_charts(charts(name, own), picture)
         print(picture)
 
 
@@ -182,24 +183,36 @@ def line(key: str, row: dict[str, Any] | None) -> str:
     return f"| {key} | {' | '.join(values)} |"
 
 
-def charts(title: str, found: dict[str, Any]) -> list[Chart]:
-    """Of a network: each score against network evaluations, a curve for each sampler."""
+def charts(title: str, found: dict[str, Any]) -> list[list[Chart]]:
+    """Of a network: a line of charts for each score, against network evaluations.
+
+    At most CURVES samplers in one chart, as more have no colours of their own, on equal axes.
+    """
     rows = {key: row for key, row in found["rows"].items() if row}
-    scores = next(iter(rows.values())).keys() if rows else ()
     starts = ("fid_", "precision", "recall", "accuracy")
-    names = [name for name in scores if name.startswith(starts)]
+    names = [name for name in next(iter(rows.values()), {}) if name.startswith(starts)]
+    ends = sorted({row["nfe"] for row in rows.values()})
     made = []
     for name in names:
         curves: dict[str, list[tuple[float, float]]] = {}
         for key, row in rows.items():
             curves.setdefault(key.rpartition(":")[0], []).append((row["nfe"], row[name]))
-        ends = sorted({row["nfe"] for row in rows.values()})
-        for real, own in found["floor"].items():
-            if name in own:
-                curves[real] = [(ends[0], own[name]), (ends[-1], own[name])]
-        series = [Series(own, sorted(dict(points).items())) for own, points in curves.items()]
+        samplers = [Series(own, sorted(dict(points).items())) for own, points in curves.items()]
+        floors = [
+            Series(real, [(ends[0], own[name]), (ends[-1], own[name])])
+            for real, own in found["floor"].items()
+            if name in own
+        ]
+        reach = tuple(value for own in (*samplers, *floors) for _, value in own.points)
         scale = "log" if name.startswith("fid_") else "linear"
-        made.append(Chart(f"{name}: {title}", "network evaluations", series, scale))
+        axes = {"x_reach": (ends[0], ends[-1]), "y_reach": reach, "scale": scale}
+        parts = [samplers[n : n + CURVES] for n in range(0, len(samplers), CURVES)]
+        made.append(
+            [
+                Chart(f"{name}: {title}", "network evaluations", [*part, *floors], **axes)
+                for part in parts
+            ]
+        )
     return made
 
 

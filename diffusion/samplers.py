@@ -9,7 +9,8 @@ clean image, and no noise is added to it. ``at(model, t)`` is the network at thi
 or without outside of its interval.
 
 Where the grid rises, the forward process goes on, and the state is x_s ~ q(x_s | x_t). A state that
-is sent to the generator replaces the one that it yielded: see ``sampler``, which does both.
+is sent to the generator replaces the one that it yielded; it is a new tensor, not that one changed
+in place. ``sampler`` does both.
 To add a sampler, write one function here, enter it in SAMPLERS and in config.SampleConfig.
 """
 
