@@ -86,15 +86,15 @@ def option(
     help: str,
     least: float = -math.inf,
     most: float = math.inf,
-    sampler: str | None = None,
+    samplers: tuple[str, ...] = (),
     spelling: Spelling | None = None,
 ) -> Any:
     """A field whose help is both its comment and its --help line, with the range it accepts.
 
-    sampler: the one that the option belongs to.
+    samplers: those that the option belongs to; none: all.
     """
     metadata = {"help": help, "least": least, "most": most}
-    return field(default=default, metadata=metadata | {"sampler": sampler, "spelling": spelling})
+    return field(default=default, metadata=metadata | {"samplers": samplers, "spelling": spelling})
 
 
 # Choices stand as Literal types beside their fields; a test compares them with the registries.
@@ -276,17 +276,38 @@ class TrainConfig:
 class SampleConfig:
     """Keyword arguments of diffusion.Sampler: the previews of train.py, the images of sample.py."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp"] = option(
-        "ddpm", "ancestral sampling, DDIM, or DPM-Solver++(2M)"
+    sampler: Literal["ddpm", "ddim", "heun", "dpmpp", "unipc"] = option(
+        "ddpm", "ancestral sampling, DDIM, Heun's method (EDM), DPM-Solver++(2M), or UniPC"
     )
-    steps: int = option(12, "sampling steps; a guided step takes two network evaluations", 1)
+    steps: int = option(
+        12,
+        "sampling steps; a guided step takes two network evaluations, one of heun twice as many",
+        1,
+    )
+    spacing: Literal["t", "log-snr", "karras"] = option(
+        "t", "timesteps of the steps: even in t, in log-SNR, or in sigma^(1/7) (Karras et al. 2022)"
+    )
     variance: Literal["posterior", "beta", "optimal", "learned"] = option(
         "posterior",
         "sigma^2 of ddpm: posterior, beta, optimal for the bound, or the network's own (learned)",
-        sampler="ddpm",
+        samplers=("ddpm",),
     )
     eta: float = option(
-        0.0, "stochasticity of ddim; 0: deterministic, 1: ancestral", 0, 1, sampler="ddim"
+        0.0,
+        "stochasticity of ddim and dpmpp; 0: deterministic, 1: ancestral, or the reverse SDE",
+        0,
+        1,
+        samplers=("ddim", "dpmpp"),
+    )
+    order: int = option(2, "order of unipc, 2 or 3", 2, 3, samplers=("unipc",))
+    churn: float = option(
+        0.0, "S_churn of heun: noise added before every step (EDM)", 0, 1e3, samplers=("heun",)
+    )
+    restart: int = option(
+        0, "restart sampling: how often to add noise and repeat the steps of an interval", 0, 1000
+    )
+    restart_interval: tuple[float, ...] = option(
+        (0.1, 0.4), "range of t / T, two fractions, that is repeated by --restart", 0, 1
     )
     clip: bool = option(True, "clip the predicted clean image to [-1, 1]")
     guidance: float = option(1.2, "classifier-free guidance scale; 1: no guidance", 0, 1e3)
@@ -358,7 +379,8 @@ class Config:
         s = self.sample
         check_range("--steps", s.steps, 1, self.diffusion.most_steps)
         for f in fields(s):
-            if f.name in typed and f.metadata["sampler"] not in (None, s.sampler):
+            owners = f.metadata["samplers"]
+            if f.name in typed and owners and s.sampler not in owners:
                 raise ConfigError(f"{flag(f.name)} has no effect on --sampler {s.sampler}")
         if s.variance == "learned" and not self.diffusion.learn_variance:
             raise ConfigError(
@@ -379,6 +401,10 @@ class Config:
             raise ConfigError("--guidance-interval has no effect on --guidance 1")
         if len(s.guidance_interval) != 2 or s.guidance_interval[0] > s.guidance_interval[1]:
             raise ConfigError("--guidance-interval takes two numbers, from and to, like 0.2 0.8")
+        if "restart_interval" in typed and s.restart == 0:
+            raise ConfigError("--restart-interval has no effect on --restart 0")
+        if len(s.restart_interval) != 2 or s.restart_interval[0] >= s.restart_interval[1]:
+            raise ConfigError("--restart-interval takes two numbers, from and to, like 0.1 0.4")
 
 
 # Values that the data set fills in.

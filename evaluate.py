@@ -53,10 +53,12 @@ from sample import (
     CommonArgs,
     add_flags,
     choices,
+    cost_of,
     describe_sampling,
     parse,
     share_of_images,
 )
+from training.build import check_sampling
 from training.setup import CACHE, CLASSIFIERS, data_options
 from training.trained import OpenCheckpoint, TrainedModel, open_checkpoint
 from utils import runs
@@ -257,27 +259,21 @@ def timed_samples(
     The cost: steps, network evaluations, and seconds per 1000 images. Each rank draws its share;
     the first one gets them all.
     """
-    own, evaluations, started = share_of_images(args.num, ranks), 0, time.monotonic()
-
-    def counted(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        nonlocal evaluations
-        evaluations += len(x)
-        return model.network(x, t, y)
-
-    counting, labels = replace(model, network=counted), None if y is None else y[own.to(y.device)]
+    own, started = share_of_images(args.num, ranks), time.monotonic()
     (x_0,) = generate_with_progress(
         "sampling",
-        counting,
+        model,
         sampler,
         own,
-        labels,
+        None if y is None else y[own.to(y.device)],
         seed=args.seed,
         batch_size=args.batch_size,
         silent=ranks.silent,
     )
     samples = ranks.gather(to_uint8(x_0))
     seconds = (time.monotonic() - started) * 1000 / args.num
-    return samples, {"steps": sampler.steps, "nfe": evaluations // len(own), "s/1000": seconds}
+    steps, evaluations = cost_of(model, sampler)
+    return samples, {"steps": steps, "nfe": evaluations, "s/1000": seconds}
 
 
 def measure_samples(
@@ -348,7 +344,7 @@ def sampler_of(spec: str, config: Config) -> Sampler:
     if name not in SAMPLERS or not re.fullmatch(r"[0-9]{1,6}", steps):
         raise ConfigError(f"--samplers takes ddpm:50,ddim:20 and the like, got {spec!r}")
     config = config.override(sampler=name, steps=int(steps))
-    config.check_sampling(())
+    check_sampling(config, ())
     return Sampler(**asdict(config.sample))
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
 from data.class_names import match_classes
-from diffusion import Sampler, evenly_spaced, generate_with_progress
+from diffusion import DiffusionModel, Sampler, evenly_spaced, generate_with_progress
 from training.trained import (
     NUM,
     RUN_ROOT,
@@ -148,7 +148,7 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
         labels,
         seed=args.seed,
         batch_size=args.batch_size,
-        keep=evenly_spaced(sampler.steps, FRAMES) if "gif" in args.formats else (),
+        keep=evenly_spaced(sampler.grid(model.diffusion), FRAMES) if "gif" in args.formats else (),
         silent=ranks.silent,
     )
     frames = [ranks.gather(x) for x in states]
@@ -255,12 +255,20 @@ def stored_settings(where: str | None, run_root: str | Path) -> SampleConfig | N
 
 
 def describe_sampling(model: TrainedModel, sampler: Sampler) -> str:
-    """Which checkpoint, sampler, steps and guidance; a line."""
-    parts = [f"{sampler.sampler}, {sampler.steps} steps"]
+    """Which checkpoint, sampler, steps, network evaluations and guidance; a line."""
+    steps, evaluations = cost_of(model, sampler)
+    parts = [sampler.sampler, f"{steps} steps, {evaluations} network evaluations"]
     if model.num_classes and sampler.guidance != 1:
         low, high = sampler.guidance_interval
         parts.append(f"guidance {sampler.guidance:g} for t / T in {low:g} ... {high:g}")
     return f"{model.path}: step {model.step:,}; {', '.join(parts)}"
+
+
+def cost_of(model: DiffusionModel, sampler: Sampler) -> tuple[int, int]:
+    """Steps, restarts included, and network evaluations, for one of this model's images."""
+    grid = sampler.grid(model.diffusion)
+    costs = sampler.evaluations(model.diffusion, grid, model.num_classes > 0)
+    return sum(cost > 0 for cost in costs), sum(costs)
 
 
 def written(paths: Sequence[Path]) -> list[str]:

@@ -2,12 +2,15 @@
 
 from diffusion.gaussian import PREDICTIONS, GaussianDiffusion, make_diffusion
 from diffusion.generate import DiffusionModel, evenly_spaced, generate, generate_with_progress
+from diffusion.grids import SPACINGS, uniform_grid
+from diffusion.guidance import guided
 from diffusion.held_out import HeldOut, held_out_losses, repeated
 from diffusion.importance import LossMoments
 from diffusion.likelihood import Bound, Denoiser, bounds, x0_errors
 from diffusion.losses import LOSSES
 from diffusion.pixels import value_prior
-from diffusion.samplers import SAMPLERS, Sampler, guided, last, options_of, uniform_grid
+from diffusion.samplers import SAMPLERS, last, options_of
+from diffusion.sampling import Sampler
 from diffusion.schedules import SCHEDULES, make_alphas
 from diffusion.variance import VARIANCES
 
@@ -16,6 +19,7 @@ __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
+    "SPACINGS",
     "VARIANCES",
     "Bound",
     "Denoiser",

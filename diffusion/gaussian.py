@@ -122,6 +122,11 @@ class GaussianDiffusion:
         signal, sigma = self.scales(t, x_0)
         return signal * x_0 + sigma * noise
 
+    def renoise(self, x_t: Tensor, t: int, s: int, noise: Tensor) -> Tensor:
+        """x_s ~ q(x_s | x_t) for any s > t (Eq. 2, where s = t + 1): the process goes on from t."""
+        beta = self.step_variance(s, t)
+        return expand((1 - beta).sqrt(), x_t) * x_t + expand(beta.sqrt(), x_t) * noise
+
     def scales(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped and cast to meet an image batch."""
         return expand(self.signal[t], like), expand(self.sigma[t], like)

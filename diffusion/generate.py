@@ -1,15 +1,17 @@
 """Sampling with a trained network: images by index, from keyed noise, in batches."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion
-from diffusion.samplers import Sampler, uniform_grid
+from diffusion.grids import Grid
+from diffusion.samplers import States, replaced
+from diffusion.sampling import Sampler
 from diffusion.tensors import LabeledModel
 from utils.errors import StoppedError
 from utils.progress import Progress
@@ -39,27 +41,29 @@ class DiffusionModel:
         seed: int = 0,
         start: int | None = None,
         x: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """x_T, ..., x_0 of these images, each (B, C, H, W); labels (B,) or None.
+    ) -> States:
+        """x_T, ..., x_0 of these images, each (B, C, H, W), at the t of ``sampler.grid``.
 
-        Image i depends on (seed, i) and its label alone, not on the batch it is drawn in. x: the
-        state at ``start`` to begin with, not noise at T. Raises ValueError as uniform_grid does.
+        Image i depends on (seed, i) and its label alone, not on the batch it is drawn in. labels
+        (B,) or None. x: the state at ``start`` to begin with, not noise at T. A state that is sent
+        back replaces the one that was yielded. Raises ValueError as ``sampler.grid`` does.
         """
-        grid = uniform_grid(self.diffusion, sampler.steps, start)
+        grid = sampler.grid(self.diffusion, start)
         randn = image_noise(seed, indices, self.image_shape, self.diffusion.device)
         network = sampler.guide(self.network, labels, self.num_classes, self.diffusion)
         x_T = randn()  # also where x is given: the noise of the steps must not be that of x_T
         x = x_T if x is None else x
-        yield x
+        x = replaced(x, (yield x))
         yield from sampler(network, self.diffusion, x, grid, randn, self.x0_error)
 
 
-def evenly_spaced(steps: int, count: int) -> set[int]:
-    """At most ``count`` of the states 0 (x_T) ... steps (x_0), evenly, ends included."""
-    return set(torch.linspace(0, steps, min(steps + 1, count)).round().int().tolist())
+def evenly_spaced(grid: Grid, count: int) -> set[int]:
+    """At most ``count`` of the states 0 (x_T) ... of this grid, evenly, ends included."""
+    end = len(grid) - 1
+    return set(torch.linspace(0, end, min(end + 1, count)).round().int().tolist())
 
 
-def ignore(_images: int) -> None:
+def ignore(_evaluations: int) -> None:
     """No progress is shown."""
 
 
@@ -80,11 +84,13 @@ def generate(
     """Draw images in batches: [x_0], or the states in ``keep``; each (N, C, H, W), on the CPU.
 
     indices (N,), labels (N,) or None, x (N, C, H, W) or None are those of DiffusionModel.states.
-    State 0 is x_T, state ``sampler.steps`` is x_0. progress is called after every step, with the
-    size of the batch. StoppedError where a state is not finite.
+    State 0 is x_T; each has its t in ``sampler.grid``. progress is called after every step, with
+    the network evaluations it took, all images counted. StoppedError where a state is not finite.
     """
     device, batches = model.diffusion.device, []
-    keep = keep or {sampler.steps}
+    grid = sampler.grid(model.diffusion, start)
+    costs = sampler.evaluations(model.diffusion, grid, labels is not None)
+    keep = keep or {len(grid) - 1}
     for n in torch.arange(len(indices)).split(batch_size):
         y = None if labels is None else labels[n].to(device)
         state = None if x is None else x[n].to(device)
@@ -93,12 +99,11 @@ def generate(
         for step, x_t in enumerate(model.states(sampler, batch, y, seed, start, state)):
             finite.append(x_t.isfinite().all())  # on the device: looked at once, at the end
             if step:
-                progress(len(n))
+                progress(len(n) * costs[step - 1])
             if step in keep:
                 kept.append(x_t.cpu())
         if not all(found := torch.stack(finite).tolist()):
-            again = model.states(sampler, batch, y, seed, start, state)
-            raise not_finite(model, sampler, list(islice(again, found.index(False))), y, start)
+            raise not_finite(found.index(False), grid, model, sampler, batch, y, seed, start, state)
         batches.append(kept)
     return [torch.cat(states) for states in zip(*batches, strict=True)]
 
@@ -113,31 +118,38 @@ def generate_with_progress(
     **options: Any,
 ) -> list[Tensor]:
     """``generate`` under a progress bar of this title; silent: without."""
-    total = len(indices) * sampler.steps
-    with Progress(title, total, "steps of an image", silent=silent) as progress:
+    grid = sampler.grid(model.diffusion, options.get("start"))
+    evaluations = sum(sampler.evaluations(model.diffusion, grid, labels is not None))
+    total = len(indices) * evaluations
+    with Progress(title, total, "network evaluations", silent=silent) as progress:
         return generate(model, sampler, indices, labels, progress=progress.update, **options)
 
 
 def not_finite(
-    model: DiffusionModel,
-    sampler: Sampler,
-    before: Sequence[Tensor],
-    labels: Tensor | None,
-    start: int | None,
+    move: int, grid: Grid, model: DiffusionModel, sampler: Sampler, *arguments: Any
 ) -> StoppedError:
-    """Which step was the first that is not finite, and from what; before: the states that are."""
-    if not before:
+    """Which step was the first that is not finite, and from what.
+
+    move: the number of its state; arguments: those of DiffusionModel.states that follow sampler.
+    """
+    if move == 0:
         return StoppedError("the given state is not finite: nothing was drawn")
-    diffusion, step = model.diffusion, len(before)
-    t = uniform_grid(diffusion, sampler.steps, start)[step - 1]
-    network = sampler.guide(model.network, labels, model.num_classes, diffusion)
-    x_t = before[-1]
-    output = network(x_t, torch.full((len(x_t),), t, device=x_t.device))
-    cause = f"alpha_bar_t = {diffusion.alpha_bar[t]:.3g} leaves the step no finite value"
-    if not output.isfinite().all():
+    broken = []
+
+    def watched(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        output = model.network(x, t, y)
+        if not output.isfinite().all():
+            broken.append(int(t[0]))
+        return output
+
+    again = replace(model, network=watched).states(sampler, *arguments)
+    *_, before, _ = islice(again, move + 1)
+    t = broken[0] if broken else grid[move - 1]
+    cause = f"alpha_bar_t = {model.diffusion.alpha_bar[t]:.3g} leaves the step no finite value"
+    if broken:
         cause = "the network's output there is not finite"
-    largest = x_t.abs().max().item()
+    falls = [s < t for t, s in pairwise(grid)]  # the others are no steps
     return StoppedError(
-        f"the images are not finite from step {step} of {sampler.steps} (t = {t}) on: {cause}, "
-        f"from a state of at most {largest:.3g}; nothing was drawn"
+        f"the images are not finite from step {sum(falls[:move])} of {sum(falls)} (t = {t}) on: "
+        f"{cause}, from a state of at most {before.abs().max().item():.3g}; nothing was drawn"
     )

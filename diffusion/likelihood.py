@@ -16,9 +16,9 @@ from torch import Tensor
 
 from diffusion.gaussian import Estimate, GaussianDiffusion
 from diffusion.generate import ignore
+from diffusion.grids import uniform_grid
 from diffusion.losses import bound_density, gaussian_kl, log1p_snr
 from diffusion.pixels import HALF_BIN, discretised_nll, pixel_nll
-from diffusion.samplers import uniform_grid
 from diffusion.tensors import LabeledModel, expand
 from diffusion.variance import VARIANCES, learned_variance
 from utils.devices import double

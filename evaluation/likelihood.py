@@ -108,6 +108,8 @@ def bits_per_dim(
             show(title, more[BY_BAND])
     if sampler.sampler != "ddpm":
         print(f"{sampler.sampler} has no bound; these are of ddpm's chain")
+    if sampler.spacing != "t" or sampler.restart:
+        print("these are of a chain even in t, without restarts")
     more[CODERS] = coded_bits(train.images.cpu(), test.images[:BITS].cpu())
     show(f"Bits per dimension of the same {count} images by lossless coders", more[CODERS])
     return found | more

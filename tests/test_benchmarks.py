@@ -1,5 +1,6 @@
 """What the benchmarks compute; what they time is not tested."""
 
+import json
 import subprocess
 import time
 from contextlib import suppress
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import train
-from benchmarks import ablation, bits, pretext, scaling, time_to_quality
+from benchmarks import ablation, bits, pretext, samplers, scaling, time_to_quality
 from benchmarks.time_to_quality import Args
 from benchmarks.trials import Place, Score, Scores, read, side_by_side
 from config import PRESETS, Config, ConfigError, Parser
@@ -21,6 +22,7 @@ from sample import add_flags, parse
 from training.setup import parse_args
 from utils import images
 
+pytest_plugins = "trained"
 ROW = Score(
     "ours", "--lr 1e-3", "", 3.0, 2, 0, 100, 5000, 0.25, 0.125, 0.9, 0.8, -1.0, 7.5, "AVX2", "abc"
 )
@@ -288,3 +290,28 @@ def test_corruptions_rise_with_their_degree_and_keep_the_shape():
         changes = [(images.float() - test.images).abs().mean().item() for images in sets]
         assert changes[0] > 0
         assert changes == sorted(changes)
+
+
+@pytest.mark.usefixtures("few_drawn")
+def test_samplers_are_measured_once_at_the_evaluations_they_may_cost(trained, tmp_path, capsys):
+    flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--run-root", str(trained)]
+    flags += ["--num", "16", "--device", "cpu", "--out", str(tmp_path), "--budgets", "2", "8"]
+    rows = ["ddpm", "heun, karras", "ddim, restart"]
+    samplers.main([*flags, "--rows", *rows[:2]])
+    (own,) = json.loads((tmp_path / "samplers.json").read_text()).values()
+    assert own["rows"].keys() == {f"{row}: {n}" for row in rows[:2] for n in (2, 8)}
+    assert all(row["nfe"] <= int(key[-1]) for key, row in own["rows"].items())
+    assert own["rows"]["ddpm: 8"]["nfe"] > own["rows"]["heun, karras: 2"]["nfe"]
+    assert "precision@16" in own["floor"]["real train images"]
+    own["rows"]["ddpm: 8"]["steps"] = -7  # known by now
+    (tmp_path / "samplers.json").write_text(json.dumps({NETWORK: own}))
+    samplers.main([*flags, "--rows", *rows])
+    (again,) = json.loads((tmp_path / "samplers.json").read_text()).values()
+    assert again["rows"]["ddpm: 8"]["steps"] == -7
+    assert again["rows"]["ddim, restart: 2"] is None  # no restart costs as little
+    assert again["rows"]["ddim, restart: 8"]["nfe"] == 8  # control
+    assert (tmp_path / "samplers_version_0.png").stat().st_size > 1000
+    assert "| ddim, restart: 2 | |" in capsys.readouterr().out
+
+
+NETWORK = "version_0, step 12, 16 images"

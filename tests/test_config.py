@@ -54,6 +54,7 @@ REGISTRIES = {
     "optimizer": set(OPTIMIZERS),
     "decay": set(DECAYS),
     "sampler": set(diffusion.SAMPLERS),
+    "spacing": set(diffusion.SPACINGS),
     "variance": set(diffusion.VARIANCES),
     "precision": {"auto", "bf16", "fp32"},
     "compile": {"auto", "on", "off"},
@@ -71,16 +72,17 @@ def test_the_choices_of_every_field_are_those_of_its_registry():
     assert all(len(set(values)) == len(values) for values in choices.values())
 
 
-@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
-def test_the_sample_section_knows_which_options_are_whose(sampler):
-    """Every option has a field, and one that the sampler alone has names it."""
+def test_the_sample_section_knows_which_options_are_whose():
+    """Every option has a field, which names the samplers that have it, unless all have."""
+    owners = {f.name: set(f.metadata["samplers"]) for f in fields(SampleConfig)}
     options = {name: diffusion.options_of(name) for name in diffusion.SAMPLERS}
-    owner = {f.name: f.metadata["sampler"] for f in fields(SampleConfig)}
-    assert options[sampler] <= owner.keys()
-    for name in options[sampler]:
-        shared = all(name in own for own in options.values())
-        assert owner[name] == (None if shared else sampler)
-    assert {name for name in owner if owner[name] == sampler} <= options[sampler]
+    having = {
+        option: {name for name, own in options.items() if option in own}
+        for option in set().union(*options.values())
+    }
+    assert {name: owners[name] or set(options) for name in having} == having
+    rest = {name: own for name, own in owners.items() if name not in having and own}
+    assert rest == {"churn": {"heun"}}  # of its grid
 
 
 def test_field_names_are_unique_across_sections():
@@ -93,6 +95,13 @@ def test_a_stored_configuration_rebuilds_itself(config):
     config.check()
     assert Config.from_dict(asdict(config)) == config
     json.dumps(asdict(config))
+
+
+def test_a_configuration_from_before_a_setting_existed_has_its_default():
+    stored = asdict(Config())
+    for name in ("spacing", "order", "churn", "restart", "restart_interval"):
+        del stored["sample"][name]
+    assert Config.from_dict(stored) == Config()
 
 
 def test_unknown_fields_are_refused():
@@ -184,7 +193,15 @@ def test_settings_of_sampling_without_effect_are_refused(typed, message):
 
 def test_settings_of_sampling_with_effect_are_taken():
     """The control of the test above; what was not typed has no need of an effect."""
-    for typed in ({"steps": 1000}, {"sampler": "ddim", "eta": 0.5}, {"guidance": 2.0}):
+    for typed in (
+        {"steps": 1000, "spacing": "karras"},
+        {"sampler": "ddim", "eta": 0.5},
+        {"sampler": "dpmpp", "eta": 0.5},
+        {"sampler": "heun", "churn": 9.0},
+        {"sampler": "unipc", "order": 3},
+        {"restart": 2, "restart_interval": (0.1, 0.2)},
+        {"guidance": 2.0},
+    ):
         Config().override(**typed).check_sampling(typed)
     Config().override(sampler="ddpm", eta=0.5).check_sampling(["sampler"])
 

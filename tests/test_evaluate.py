@@ -250,7 +250,7 @@ def test_all_terms_agree_with_those_sampled(trained):
     "argv",
     [
         ["--only", "score"],
-        ["--samplers", "heun:3"],
+        ["--samplers", "magic:3"],
         ["--samplers", "ddim:51"],
         ["--all-terms", "--only", "scores,memory"],
         ["--dataset", "digits"],

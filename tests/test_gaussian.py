@@ -50,6 +50,19 @@ def test_one_jump_is_many_steps():
     assert diffusion.q_sample(one, 299, zero).item() != pytest.approx(mean)  # control
 
 
+def test_noise_added_from_t_on_leads_to_q_of_the_later_t():
+    """q(x_s | x_t) after q(x_t | x_0) has the mean and variance of q(x_s | x_0), s > t."""
+    diffusion = process()
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for t, s in ((1, 2), (100, 300), (500, 510), (0, 500)):
+        mean = diffusion.renoise(diffusion.q_sample(one, t, zero), t, s, zero)
+        parts = diffusion.renoise(diffusion.q_sample(zero, t, one), t, s, zero)
+        variance = parts**2 + diffusion.renoise(zero, t, s, one) ** 2
+        torch.testing.assert_close(mean, diffusion.q_sample(one, s, zero))
+        torch.testing.assert_close(variance, diffusion.q_sample(zero, s, one) ** 2)
+        assert not torch.allclose(variance, diffusion.q_sample(zero, s - 1, one) ** 2)  # control
+
+
 @pytest.mark.parametrize(("t", "s"), [(1, 0), (2, 1), (500, 499), (1000, 999), (1000, 3), (7, 0)])
 def test_the_posterior_is_bayes_rule(t, s):
     """q(x_s | x_t, x_0) is the product of N(x_s; a x_0, b) and N(x_t; c x_s, d), normalized."""

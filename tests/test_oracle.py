@@ -4,8 +4,8 @@ import pytest
 import torch
 from gaussian_world import x0_from
 
-from diffusion import GaussianDiffusion, make_alphas, uniform_grid
-from diffusion.samplers import ddim, ddpm
+from diffusion import SPACINGS, GaussianDiffusion, last, make_alphas, uniform_grid
+from diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
 
 T = 1000
 PREDICTION = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}
@@ -81,3 +81,116 @@ def test_a_ddpm_chain_of_ten_steps_agrees():
         lambda: torch.randn(x_T.shape, generator=random),
     )
     torch.testing.assert_close(list(states)[-1], x, rtol=1e-3, atol=2e-3)
+
+
+def network(x, t):
+    """An estimate of x_0 in [-1, 1]."""
+    return 0.9 * torch.tanh(x - t.view(-1, 1, 1, 1) / 4000)
+
+
+def solved_by(scheduler, x_T, noise=None):
+    """The images of a scheduler with this network, whose estimates are not clipped."""
+    x = x_T * scheduler.init_noise_sigma
+    more = {} if noise is None else {"generator": noise}
+    for index in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, index), torch.full((3,), int(index) + 1))
+        x = scheduler.step(output, index, x, **more).prev_sample
+    return x
+
+
+SOLVERS = {
+    "heun": (heun, {}, "HeunDiscreteScheduler", {"beta_start": 1e-4, "beta_end": 0.02}),
+    "dpmpp": (dpmpp, {}, "DPMSolverMultistepScheduler", {"final_sigmas_type": "zero"}),
+    "dpmpp sde": (
+        dpmpp,
+        {"eta": 1.0},
+        "DPMSolverMultistepScheduler",
+        {"final_sigmas_type": "zero", "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "unipc 2": (unipc, {"order": 2}, "UniPCMultistepScheduler", {"final_sigmas_type": "zero"}),
+    "unipc 3": (
+        unipc,
+        {"order": 3},
+        "UniPCMultistepScheduler",
+        {"final_sigmas_type": "zero", "solver_order": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_trajectory_of_every_solver_agrees(name, steps):
+    sampler, options, kind, own = SOLVERS[name]
+    diffusion = GaussianDiffusion(make_alphas("linear", T), "x0")
+    scheduler = theirs(kind, "linear", "x0", timestep_spacing="trailing", **own)
+    scheduler.set_timesteps(steps)
+    x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(1)
+    x = solved_by(scheduler, x_T, noise if options.get("eta") else None)
+
+    def solved(steps, sampler=sampler, **options):
+        noise = torch.Generator().manual_seed(1)
+        grid, randn = (
+            uniform_grid(diffusion, steps),
+            lambda: torch.randn(3, 1, 4, 4, generator=noise),
+        )
+        return last(sampler(network, diffusion, x_T, grid, randn, clip=False, **options))
+
+    torch.testing.assert_close(solved(steps, **options), x, rtol=0, atol=1e-4)
+    assert not torch.allclose(solved(steps + 1, **options), x, rtol=0, atol=1e-4)  # controls
+    assert not torch.allclose(solved(steps, ddim), x, rtol=0, atol=1e-4) or steps == 2
+    if name == "unipc 3" and steps > 3:
+        assert not torch.allclose(solved(steps, order=2), x, rtol=0, atol=1e-4)
+
+
+def test_dpmpp_between_its_ends_is_that_of_k_diffusion():
+    """sample_dpmpp_2m_sde (midpoint) of k-diffusion 0.1.1, written out; eta = 0.7."""
+    diffusion, eta = GaussianDiffusion(make_alphas("linear", T), "x0"), 0.7
+    grid = uniform_grid(diffusion, 8)
+    alpha_bar = diffusion.alpha_bar[grid]
+    sigma, g = ((1 - alpha_bar) / alpha_bar).sqrt(), torch.Generator().manual_seed(0)
+    noises = [torch.randn(3, 1, 4, 4, generator=g, dtype=torch.float64) for _ in grid]
+    x, before = noises[0] / alpha_bar[0].sqrt(), None
+    for i, t in enumerate(grid[:-1]):
+        denoised = network(x * alpha_bar[i].sqrt(), torch.full((3,), t))
+        if sigma[i + 1] == 0:
+            x = denoised
+            continue
+        h = sigma[i].log() - sigma[i + 1].log()
+        x = sigma[i + 1] / sigma[i] * (-eta * h).exp() * x - (-h - eta * h).expm1() * denoised
+        if before is not None:
+            r = (sigma[i - 1].log() - sigma[i].log()) / h
+            x = x - 0.5 * (-h - eta * h).expm1() / r * (denoised - before)
+        x = x + noises[i + 1] * sigma[i + 1] * (-(-2 * eta * h).expm1()).sqrt()
+        before = denoised
+    found = []
+    for own in (eta, 0.6):
+        left = iter(noises[1:])
+        states = dpmpp(
+            network, diffusion, noises[0], grid, lambda left=left: next(left), clip=False, eta=own
+        )
+        found.append(last(states))
+    torch.testing.assert_close(found[0], x, rtol=0, atol=1e-9)
+    assert not torch.allclose(found[1], x, rtol=0, atol=1e-4)  # control
+
+
+@pytest.mark.parametrize(
+    ("spacing", "options"),
+    [("karras", {"use_karras_sigmas": True}), ("log-snr", {"use_exponential_sigmas": True})],
+)
+def test_spacings_agree(spacing, options):
+    """Where sigma_T is less than EDM's, from which ours begin."""
+    alphas = make_alphas("log-snr", T, ends=(6.0, -5.0))  # theirs are float32
+    diffusion = GaussianDiffusion(alphas)
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.UniPCMultistepScheduler(
+        T, trained_betas=(1 - alphas).tolist(), final_sigmas_type="zero", **options
+    )
+    for steps in (5, 18):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps + 1
+        ours = torch.tensor(SPACINGS[spacing](diffusion, steps, None)[:-1])
+        assert (ours - theirs).abs().max() <= 1  # they round in float32, or down
+        assert (
+            torch.tensor(uniform_grid(diffusion, steps)[:-1]) - theirs
+        ).abs().max() > 1  # control

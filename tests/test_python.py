@@ -12,7 +12,7 @@ from gaussian_world import GaussianWorld
 
 import sample
 from config import ConfigError
-from diffusion import make_diffusion, uniform_grid
+from diffusion import SAMPLERS, make_diffusion, uniform_grid
 from sample import load
 from training.resume import find_checkpoint
 from training.state import TrainState
@@ -102,7 +102,7 @@ def test_the_number_of_images_and_their_classes(model):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_batch_size_does_not_matter(model, sampler, guidance):
     """Up to the rounding of convolutions, which depends on it; to the bit in test_samplers.py."""
     settings = {"num": 7, "sampler": sampler, "guidance": guidance}
@@ -114,7 +114,7 @@ def test_the_batch_size_does_not_matter(model, sampler, guidance):
     assert (other - whole).abs().max() > 0.1  # control
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_from_the_noise_at_T_it_is_plain_sampling(model, sampler):
     T, plain = model.diffusion.timesteps, model.sample(num=4, sampler=sampler, seed=3)
     noise = first_noise(model, 4, seed=3)
@@ -196,7 +196,10 @@ def test_noise_has_the_moments_of_q(model):
         {"classes": [[1], [2, 3]]},
         {"classes": [1, 2, 3], "num": 2},
         {"steps": 51},
-        {"sampler": "heun"},
+        {"sampler": "magic"},
+        {"sampler": "heun", "churn": 1e-9},
+        {"restart": 1, "restart_interval": (0.5, 0.51)},
+        {"spacing": "sigma"},
         {"eta": 0.5},
         {"lr": 0.1},
         {"start": 10},

@@ -36,7 +36,9 @@ def test_the_checkpoint_is_all_it_needs(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--ckpt", str(moved), "--num", "4", "--device", "cpu"]) == 0
     line, path = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{moved}: step 12; ddpm, 5 steps, guidance 1.2 for t / T in")
+    assert line.startswith(
+        f"{moved}: step 12; ddpm, 5 steps, 8 network evaluations, guidance 1.2 for t / T in"
+    )
     assert Image.open(path).format == "PNG"
 
 
@@ -63,7 +65,7 @@ def test_every_kind_of_file(trained, tmp_path, capsys):
 def test_help_shows_the_settings_of_the_checkpoint_where_there_is_one(trained, capsys, ckpt, steps):
     with pytest.raises(SystemExit):
         sample.main(["--run-root", str(trained), "--ckpt", ckpt, "--help"])
-    assert f"two network evaluations {steps}" in " ".join(capsys.readouterr().out.split())
+    assert f"of heun twice as many {steps}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_files_are_not_overwritten_unless_asked(trained, tmp_path, capsys):
@@ -85,6 +87,10 @@ def test_files_are_not_overwritten_unless_asked(trained, tmp_path, capsys):
         (["--sampler", "ddim"], 0),
         (["--sampler", "ddim", "--eta", "0.7"], 1),
         (["--sampler", "dpmpp"], 0),
+        (["--sampler", "dpmpp", "--eta", "1"], 1),
+        (["--sampler", "heun", "--churn", "9", "--spacing", "karras"], 0),
+        (["--sampler", "unipc", "--order", "3", "--spacing", "log-snr"], 1),
+        (["--restart", "2", "--restart-interval", "0.2", "0.8"], 0),
     ],
 )
 def test_an_image_depends_on_its_seed_and_number_only(draw, sampler, version):
@@ -123,6 +129,8 @@ def test_classes_and_guidance(draw):
         ["--save", "grid,jpg"],
         ["--classes", "3-1"],
         ["--sampler", "ddpm", "--eta", "0.5"],
+        ["--sampler", "heun", "--churn", "1e-9"],
+        ["--restart", "1", "--restart-interval", "0.5", "0.51"],
         ["--ckpt", "nowhere"],
     ],
     ids=" ".join,

@@ -1,11 +1,10 @@
-"""Samplers in the Gaussian world, where the right answer is known, and the laws of their grids."""
+"""Samplers in the Gaussian world, where the right answer is known."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
+from gaussian_world import GaussianWorld, moments
 
 from diffusion import (
     PREDICTIONS,
@@ -18,8 +17,10 @@ from diffusion import (
     last,
     make_alphas,
     options_of,
+    samplers,
+    uniform_grid,
 )
-from diffusion.samplers import ddim, ddpm, dpmpp, uniform_grid
+from diffusion.samplers import ddim, ddpm, dpmpp, heun, unipc
 
 
 def process(T=1000, schedule="cosine", **choices) -> GaussianDiffusion:
@@ -38,25 +39,6 @@ def silent():
 def run(sampler, model, diffusion, x, steps, randn, **options):
     """The states of a reverse process on the uniform grid."""
     return sampler(model, diffusion, x, uniform_grid(diffusion, steps), randn, **options)
-
-
-@pytest.mark.parametrize("first", [1, 2])
-def test_every_number_of_steps_walks_from_T_to_the_clean_image(first):
-    diffusion = process(47, first_timestep=first)
-    for steps in range(1, 47 - first + 2):
-        t = uniform_grid(diffusion, steps)
-        assert len(t) == steps + 1
-        assert (t[0], t[-1]) == (47, 0)
-        assert all(a > b for a, b in pairwise(t))
-        assert steps == 1 or t[-2] >= first
-    assert t == [*range(47, first - 1, -1), 0]
-    for steps in (0, -1, 47 - first + 2):
-        with pytest.raises(ValueError, match=r"steps must lie in 1\.\."):
-            uniform_grid(diffusion, steps)
-
-
-def test_steps_are_even_in_t():
-    assert uniform_grid(process(1000), 10) == list(range(1000, -1, -100))
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -82,20 +64,19 @@ def test_a_network_that_is_told_the_wrong_t_is_noticed():
     assert abs(x.std().item() - 0.1) > 0.004
 
 
-def slope(sampler, counts, schedule):
-    """The exponent p in error ~ steps^-p, against the exact probability flow in float64.
+def slope(sampler, schedule="linear", counts=(20, 40, 80, 160), **options):
+    """The exponent p in error ~ steps^-p of the states' standard deviation, in float64.
 
-    Measured at the last t before the clean image: the step onto x_0 jumps over t -> 0, which no
-    grid of whole numbers can refine.
+    Of a deterministic sampler that is the error of the probability flow: in this world it scales
+    every x_T. Measured half-way: the step onto x_0 jumps over t -> 0, which no grid of whole
+    numbers can refine.
     """
     diffusion = process(20_000, schedule)
-    world = GaussianWorld(diffusion, m=0.3, s=0.5)
-    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    errors = []
+    world, errors = GaussianWorld(diffusion, m=0.3, s=0.5), []
     for steps in counts:
-        states = list(run(sampler, world, diffusion, x_T, steps, silent, clip=False))
-        exact = world.flow(x_T, uniform_grid(diffusion, steps)[steps // 2])
-        errors.append((states[steps // 2 - 1] - exact).abs().max().item())
+        grid = uniform_grid(diffusion, steps)
+        _, std = moments(world, sampler, grid, **options)[steps // 2]
+        errors.append(abs(std - world.std(grid[steps // 2]).item()))
     x, y = ([math.log(v) for v in values] for values in (counts, errors))
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return -sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
@@ -103,27 +84,50 @@ def slope(sampler, counts, schedule):
     )
 
 
-def test_ddim_converges_with_order_one():
-    assert slope(ddim, (20, 40, 80, 160), "linear") == pytest.approx(1, abs=0.15)
+def without_correction(*arguments, order, clip):
+    """UniP alone: unipc whose every state is replaced, by an equal one."""
+    states = unipc(*arguments, order=order, clip=clip)
+    sent = None
+    for _ in arguments[3][1:]:
+        yield (x := states.send(sent))
+        sent = x.clone()
 
 
-def test_dpmpp_converges_with_order_two():
-    assert slope(dpmpp, (20, 40, 80, 160), "linear") == pytest.approx(2, abs=0.25)
+@pytest.mark.parametrize(
+    ("sampler", "options", "order"),
+    [
+        (ddpm, {}, 1),
+        (ddim, {}, 1),
+        (ddim, {"eta": 1.0}, 1),
+        (heun, {}, 2),
+        (dpmpp, {}, 2),
+        (dpmpp, {"eta": 0.5}, 2),
+        (dpmpp, {"eta": 1.0}, 2),
+        (unipc, {"order": 2}, 3),
+        (unipc, {"order": 3}, 4),
+        (without_correction, {"order": 2}, 2),  # controls
+        (without_correction, {"order": 3}, 3),
+    ],
+)
+def test_the_order_of_convergence(sampler, options, order):
+    """UniPC's correction adds one (Zhao et al. 2023). Each is a control of those of other order."""
+    assert slope(sampler, **options) == pytest.approx(order, abs=0.25)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("steps", [5, 10, 20])
-def test_the_second_order_pays_in_few_steps(schedule, steps):
-    """Also where the schedule ends near SNR 0."""
+def test_a_higher_order_pays_in_few_steps(schedule, steps):
+    """Also where the schedule ends near SNR 0. Five steps of Heun's are too large for it."""
     diffusion = process(1000, schedule)
     world = GaussianWorld(diffusion, m=0.3, s=0.5)
     x_T = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    exact = world.flow(x_T, uniform_grid(diffusion, steps)[-2])
-    errors = {}
-    for sampler in (ddim, dpmpp):
-        states = list(run(sampler, world, diffusion, x_T, steps, silent, clip=False))
+    grid, errors = uniform_grid(diffusion, steps), {}
+    higher = (dpmpp, unipc) if steps == 5 else (dpmpp, unipc, heun)
+    exact = world.flow(x_T, grid[-2])
+    for sampler in (ddim, *higher):
+        states = list(sampler(world, diffusion, x_T, grid, silent, clip=False))
         errors[sampler] = (states[-2] - exact).abs().max()
-    assert errors[dpmpp] < 0.7 * errors[ddim]
+    assert max(errors[own] for own in higher) < 0.7 * errors[ddim]
 
 
 def test_ddim_between_its_ends():
@@ -151,7 +155,7 @@ def test_ddim_with_eta_one_is_ddpm():
         assert not torch.allclose(runs[0], runs[2], atol=1e-3)  # control: eta = 0
 
 
-@pytest.mark.parametrize("sampler", [ddim, dpmpp])
+@pytest.mark.parametrize("sampler", [ddim, heun, dpmpp, unipc])
 def test_deterministic_samplers_draw_nothing(sampler):
     diffusion = process(100)
     x_T = torch.randn(4, 1)
@@ -175,7 +179,8 @@ def test_the_last_step_lands_on_the_clean_image(sampler, steps, first):
 
     randn = noise_source((3, 1))
     states = list(run(SAMPLERS[sampler], network, diffusion, randn(), steps, randn))
-    assert len(states) == len(seen) == steps
+    assert len(states) == steps
+    assert len(seen) == (steps if sampler != "heun" or steps == 1 else 2 * steps - 2)
     torch.testing.assert_close(states[-1], torch.full((3, 1), 0.25))
     assert seen[0] == 50
     assert steps == 1 or seen[-1] >= first
@@ -229,13 +234,16 @@ def test_sampling_keeps_no_gradient_and_leaves_the_mode_of_the_caller():
 def test_a_configured_sampler_passes_on_its_own_options_only():
     assert options_of("ddpm") == {"clip", "variance"}
     assert options_of("ddim") == {"clip", "eta"}
-    assert options_of("dpmpp") == {"clip"}
+    assert options_of("heun") == {"clip"}
+    assert options_of("dpmpp") == {"clip", "eta"}
+    assert options_of("unipc") == {"clip", "order"}
     diffusion = process(100)
     world, grid = GaussianWorld(diffusion), uniform_grid(diffusion, 10)
-    own = {"ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "dpmpp": {}}
+    own = {"ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "heun": {}}
+    own |= {"dpmpp": {"eta": 0.5}, "unipc": {"order": 3}}
     for name, options in own.items():
         runs = []
-        for settings in ({"variance": "beta", "eta": 0.5}, {}):
+        for settings in ({"variance": "beta", "eta": 0.5, "order": 3}, {}):
             randn = noise_source((6, 1))
             configured = Sampler(name, 10, clip=False, **settings)
             runs.append(last(configured(world, diffusion, randn(), grid, randn)))
@@ -243,17 +251,6 @@ def test_a_configured_sampler_passes_on_its_own_options_only():
         plain = SAMPLERS[name](world, diffusion, randn(), grid, randn, clip=False, **options)
         assert torch.equal(runs[0], last(plain))
         assert torch.equal(*runs) == (not options)  # control: options that matter
-
-
-def test_a_grid_can_begin_below_T():
-    diffusion = process(50, first_timestep=2)
-    assert uniform_grid(diffusion, 4, 20) == [20, 15, 10, 6, 0]  # from 20, 15.25, 10.5, 5.75
-    assert uniform_grid(diffusion, 5) == uniform_grid(diffusion, 5, start=50)
-    for start in (1, 0, 51):
-        with pytest.raises(ValueError, match=r"start must lie in 2\.\.50"):
-            uniform_grid(diffusion, 1, start)
-    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.19"):
-        uniform_grid(diffusion, 20, 20)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -269,11 +266,102 @@ def test_from_x_t_below_T_samplers_return_the_distribution(sampler):
     assert abs(wrong.mean().item() - 0.3) > 0.004  # control: noise is not x_400
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_where_the_grid_rises_the_state_is_that_of_the_forward_process(sampler):
+    """Up and down again, twice: the distribution at every t of the grid, to the solver's error."""
+    diffusion = process(1000, "linear")
+    world, down = GaussianWorld(diffusion, s=0.3), [*range(1000, 100, -5)]
+    grid = [*down, *range(600, 100, -3), *range(300, 100, -2), *range(100, 1, -1)]
+    found = moments(world, SAMPLERS[sampler], grid)
+    for t, (mean, std) in zip(grid, found, strict=True):
+        assert mean == pytest.approx(world.mean(t).item(), abs=1e-9)
+        assert std == pytest.approx(world.std(t).item(), rel=0.015)
+    started = moments(world, SAMPLERS[sampler], grid[len(down) :])[1:]
+    after = found[len(down) + 1 :]
+    assert [std for _, std in after] == pytest.approx([std for _, std in started], rel=0.015)
+
+
+def test_a_rise_without_noise_is_noticed(monkeypatch):
+    """The control of the test above."""
+    diffusion = process(1000, "linear")
+    world, grid = GaussianWorld(diffusion), [*range(1000, 100, -10), *range(600, 100, -10)]
+    monkeypatch.setattr(diffusion, "renoise", lambda x, *_: x)
+    assert moments(world, heun, grid)[-1][1] < 0.8 * world.std(grid[-1]).item()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_state_that_is_sent_replaces_the_one_that_was_yielded(sampler):
+    """A sampler goes on from it as one that started there; those that look back, from there on."""
+    diffusion, grid = process(100), [100, 80, 60, 70, 40, 20, 0]
+    world, x_T = GaussianWorld(diffusion), torch.randn(4, 1, dtype=torch.float64)
+
+    def states(sent, then=1.0, grid=grid, x=x_T):
+        """All states, if after the second one this is sent; noise is always ``then``."""
+        own, found = SAMPLERS[sampler](world, diffusion, x, grid, lambda: x_T * then), []
+        for i in range(len(grid) - 1):
+            found.append(own.send(sent if i == 2 else found[-1] if i else None))
+        return found
+
+    plain, other = states(None), torch.full_like(x_T, 0.4)
+    assert all(map(torch.equal, plain, states(plain[1].clone())))
+    changed = states(other)
+    assert torch.equal(changed[2], diffusion.renoise(other, 60, 70, x_T))
+    anew = states(None, grid=grid[2:], x=other)
+    assert all(map(torch.equal, changed[2:], anew))  # after a rise nothing is remembered
+    assert not torch.allclose(changed[-1], plain[-1], atol=1e-3)  # control
+
+
+def test_a_replaced_state_is_not_corrected():
+    """As the correction, which goes on from the state before, would undo it."""
+    diffusion, x_T = process(100), torch.randn(4, 1, dtype=torch.float64)
+    grid, seen = [100, 80, 60, 40, 0], []
+
+    def network(x, t):
+        seen.append(x)
+        return GaussianWorld(diffusion)(x, t)
+
+    for replaced in (True, False):
+        states = unipc(network, diffusion, x_T, grid, silent)
+        first = next(states)
+        second = states.send(first + 1e-9 if replaced else None)
+        h, x_0 = [], diffusion.denoise(network, first, 80, True)
+        for t, s in ((100, 80), (80, 60)):
+            h.append((diffusion.snr(s) / diffusion.snr(t)).log() / 2)
+        before = diffusion.denoise(network, x_T, 100, True)
+        D = x_0 + (x_0 - before) * h[1] / h[0] / 2
+        (_, b), (a_s, b_s) = diffusion.scales(80, x_T), diffusion.scales(60, x_T)
+        expected = b_s / b * first - a_s * torch.expm1(-h[1]) * D
+        assert torch.allclose(second, expected, atol=1e-7) == replaced
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}], ids=["", "eta"])
+def test_from_noise_without_signal_steps_are_finite_and_right(sampler, options):
+    """alpha_bar_T = 0: sigma_T is infinite."""
+    diffusion = GaussianDiffusion(make_alphas("linear", 1000, zero_terminal=True))
+    options = {name: value for name, value in options.items() if name in options_of(sampler)}
+    world = GaussianWorld(diffusion, m=0.3, s=0.5)
+    grid = uniform_grid(diffusion, 200)
+    _, std = moments(world, SAMPLERS[sampler], grid, **options)[-2]
+    assert std == pytest.approx(world.std(grid[-2]).item(), rel=0.04)
+
+
+def test_from_almost_no_signal_heun_s_first_step_is_euler_s(monkeypatch):
+    """The trapezoid would be off by more than there is; sigma falls from 20,000 to 6."""
+    diffusion = process(1000)
+    world, grid = GaussianWorld(diffusion, m=0.3, s=0.5), uniform_grid(diffusion, 10)
+    exact = world.std(grid[1]).item()
+    assert moments(world, heun, grid)[1][1] == pytest.approx(exact, rel=0.03)
+    monkeypatch.setattr(samplers, "NOISE_ALONE", 0.0)
+    assert abs(moments(world, heun, grid)[1][1] - exact) > 5 * exact  # control
+
+
 def in_batches(network, sampler, size):
     """Eleven images, guided, in batches of this size."""
     diffusion = process(50)
     model = DiffusionModel(network, diffusion, (1, 5, 5), 10, None)
-    settings = Sampler(sampler, 6, eta=0.5, guidance=3.0, guidance_interval=(0.2, 0.8))
+    rises = {"churn": 20.0, "restart": 2, "restart_interval": (0.2, 0.6)}
+    settings = Sampler(sampler, 6, eta=0.5, guidance=3.0, guidance_interval=(0.2, 0.8), **rises)
     return generate(model, settings, range(11), torch.arange(11) % 10, batch_size=size)[0]
 
 

@@ -1,6 +1,6 @@
 """The network and the diffusion process of a configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from config import Config, ConfigError
-from diffusion import GaussianDiffusion, make_diffusion
+from diffusion import GaussianDiffusion, Sampler, make_diffusion
 from models import UNet, check_size
 from utils import checkpoint
 from utils.seeding import mix
@@ -29,6 +29,17 @@ def build(config: Config, device: str = "cpu") -> tuple[UNet, GaussianDiffusion]
     except ValueError as e:
         raise ConfigError(str(e)) from e
     return model.to(memory_format=torch.channels_last), diffusion
+
+
+def check_sampling(config: Config, typed: Collection[str]) -> None:
+    """ConfigError for settings of sampling that cannot be, and for typed ones without effect."""
+    config.check_sampling(typed)
+    s = config.sample
+    if s.restart or s.churn:  # whether they have an effect depends on the process
+        try:
+            Sampler(**asdict(s)).grid(make_diffusion(**asdict(config.diffusion)))
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
 
 
 def check_clipping(config: Config, diffusion: GaussianDiffusion) -> None:

@@ -18,7 +18,7 @@ from data import (
 )
 from models import check_size
 from models.summary import layers, text
-from training.build import build
+from training.build import build, check_sampling
 from training.pretrained import Pretrained, find_pretrained
 from training.resume import SCHEDULE, Resumed, changed_settings, find_checkpoint
 from training.screen import folded
@@ -153,7 +153,7 @@ def amend(config: Config, typed: dict[str, Any], resuming: bool) -> Config:
 def check(config: Config, typed: dict[str, Any]) -> None:
     """ConfigError for values out of range, and for flags that would have no effect."""
     config.check()
-    config.check_sampling(typed)
+    check_sampling(config, typed)
     c = config.train
     if not (c.epochs or c.max_steps or c.max_minutes):
         raise ConfigError("--epochs 0 needs --max-steps or --max-minutes")

@@ -14,7 +14,7 @@ from config import Config, ConfigError, SampleConfig, check_range
 from data.class_names import match_classes
 from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
-from training.build import build, restore_value_prior
+from training.build import build, check_sampling, restore_value_prior
 from utils import checkpoint
 from utils.devices import pick_device, tune
 from utils.seeding import image_noise
@@ -207,7 +207,7 @@ def open_checkpoint(
         content.pop(part, None)
     config = Config.from_dict(content["config"]).override(**typed)
     config.check()
-    config.check_sampling(typed)
+    check_sampling(config, typed)
     return OpenCheckpoint(path, content, config)
 
 

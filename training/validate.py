@@ -127,7 +127,7 @@ class Validation:
                 preview.indices,
                 preview.labels,
                 seed=state.config.train.seed,
-                keep=evenly_spaced(sampler.steps, FRAMES),
+                keep=evenly_spaced(sampler.grid(state.diffusion), FRAMES),
                 silent=state.ranks.silent,
             )
         return preview, states

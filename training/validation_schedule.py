@@ -2,12 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import ceil, lcm
 from typing import Self
 
 from config import Config
+from diffusion import Sampler, make_diffusion
 from models.summary import FORWARD_SHARE
 
 FIRST = 200  # steps before the first validation; the next ones at twice as many, while it is early
@@ -204,8 +205,11 @@ def grid_of(config: Config) -> tuple[int, int]:
     return rows, max(1, min(SAMPLES // rows, WIDEST // width))
 
 
-def evaluations_of(config: Config) -> float:
-    """Network evaluations for an image: one a step, two where guidance applies."""
-    sample, (low, high) = config.sample, config.sample.guidance_interval
-    guided = sample.guidance != 1 and config.model.num_classes != 0
-    return sample.steps * (1 + (high - low) * guided)
+def evaluations_of(config: Config) -> int:
+    """Network evaluations for an image of the samples."""
+    diffusion, sampler = (
+        make_diffusion(**asdict(config.diffusion)),
+        Sampler(**asdict(config.sample)),
+    )
+    grid = sampler.grid(diffusion)
+    return sum(sampler.evaluations(diffusion, grid, config.model.num_classes != 0))
