@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before all that takes long
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 import torch
