@@ -305,7 +305,7 @@ def test_samplers_are_measured_once_at_the_evaluations_they_may_cost(trained, tm
     assert "precision@16" in own["floor"]["real train images"]
     own["rows"]["ddpm: 8"]["steps"] = -7  # known by now
     (tmp_path / "samplers.json").write_text(json.dumps({NETWORK: own}))
-    samplers.main([*flags, "--rows", *rows])
+    samplers.main([*flags, "--rows", rows[0], rows[2]])
     (again,) = json.loads((tmp_path / "samplers.json").read_text()).values()
     assert again["rows"]["ddpm: 8"]["steps"] == -7
     assert again["rows"]["ddim, restart: 2"] is None  # no restart costs as little
