@@ -7,11 +7,11 @@ python sample.py --ckpt latest --sampler dpmpp --steps 10
 From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
 
-import os.path
+import os
 import signal
 import sys
 
-if __name__ == "__main__":  # before all that takes long
+if __name__ == "__main__":  # before all other imports, which take seconds
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out

@@ -22,7 +22,7 @@ from data.threads import Threads, never, result_of
 from utils.devices import cores
 from utils.distributed import share
 from utils.images import normalize
-from utils.rendezvous import launched
+from utils.rendezvous import local_ranks
 
 MAX_THREADS = 16
 AHEAD = 4  # batches that are decoded while the device computes
@@ -192,5 +192,4 @@ ImageSet = TensorSet | StreamSet
 
 def num_threads() -> int:
     """One decoding thread per core, shared among the ranks of this machine."""
-    launch = launched()
-    return max(1, min(cores() // (launch.local_world if launch else 1), MAX_THREADS))
+    return max(1, min(cores() // local_ranks(), MAX_THREADS))

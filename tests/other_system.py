@@ -72,6 +72,8 @@ HIDE = {
     "sched_getaffinity": lambda: delattr(os, "sched_getaffinity"),
     "SIGHUP": lambda: delattr(signal, "SIGHUP"),
     "SIGUSR1": lambda: delattr(signal, "SIGUSR1"),
+    "SIGUSR2": lambda: delattr(signal, "SIGUSR2"),
+    "SIGXCPU": lambda: delattr(signal, "SIGXCPU"),
     "SIGKILL": lambda: delattr(signal, "SIGKILL"),
     "folders": hide_folders,
     "fsync of folders": hide_fsync_of_folders,

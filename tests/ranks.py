@@ -1,7 +1,8 @@
 """Ranks for tests/test_distributed.py: as torchrun starts them, but forked, which is faster.
 
 As a script, for the real torchrun: train.py with the small data set, whose last rank kills itself
-once, at the step that $DIE_AT names, or with $SLOW takes its time.
+once, at the step that $DIE_AT names, or with $SLOW takes its time; the fourth save takes $SLOW_SAVE
+seconds.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
-from sabotage import before_step, steps_take
+from sabotage import before_step, slow_save, steps_take
 
 import data.datasets
 import train
@@ -130,4 +131,6 @@ if __name__ == "__main__":
         at_step(int(os.environ["DIE_AT"]), signal.SIGKILL, "1")
     if "SLOW" in os.environ:
         slow(0)
+    if "SLOW_SAVE" in os.environ:
+        slow_save(4, float(os.environ["SLOW_SAVE"]))
     sys.exit(train.main(sys.argv[1:]))

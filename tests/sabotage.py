@@ -671,6 +671,17 @@ def signal_before_the_first_step(number: int) -> None:
     train.Validation = interrupted
 
 
+def signal_while_preparing_scores(number: int) -> None:
+    """It comes when --score-every has no feature extractor yet."""
+    original = train.Scorer.of
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    train.Scorer.of = interrupted
+
+
 def ignore(number: int) -> None:
     """As nohup does with SIGHUP, and a shell with its background jobs' SIGINT."""
     signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,8 @@ The same command is given again until it succeeds, as a scheduler would.
 """
 
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +36,10 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.seeding import permutation
 
-NAMES = "SIGINT, SIGTERM, SIGHUP or SIGUSR1"
-STOP = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+NAMES = "SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU"
+STOP = [getattr(signal, name) for name in re.findall("SIG[A-Z0-9]+", NAMES)]
+SCRIPTS = ("train", "sample", "evaluate")
+RUN_ROOT = "Logs_Checkpoints"
 
 
 @cache
@@ -93,26 +97,29 @@ def test_kill_9_at_any_step_changes_nothing_many_times():
     killed(220, 200)
 
 
-def kill_in_save(seed: int, hook: str) -> None:
+def kill_in_save(seed: int, hook: str) -> bool:
+    """Whether it died there."""
     n = 2 + seed % 3  # of four saves; before the second there is no older file to keep
     with folder() as where:
-        assert run(where, AGAIN, hook, n).code == -signal.SIGKILL
+        hit = run(where, AGAIN, hook, n).code == -signal.SIGKILL
         verify(where)
         assert checkpoints(where)
         assert finish(where) == unbroken()
+    return hit
 
 
 @pytest.mark.parametrize("hook", [hook.__name__ for hook in IN_SAVE])
 def test_kill_9_inside_a_save_leaves_the_old_or_the_new_file(hook):
-    kill_in_save(2, f"sabotage.{hook}")
+    assert kill_in_save(2, f"sabotage.{hook}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", [hook.__name__ for hook in IN_SAVE])
 def test_kill_9_inside_a_save_leaves_the_old_or_the_new_file_many_times(hook):
-    two_at_a_time(lambda seed: kill_in_save(seed, f"sabotage.{hook}"), 20)
+    hits = sum(two_at_a_time(lambda seed: kill_in_save(seed, f"sabotage.{hook}"), 20))
+    assert hits == 20
     name = hook.removeprefix("die_").replace("_", " ")
-    count(f"SIGKILL inside a save: {name}", 20, 20, "old or new file whole, equal to the bit")
+    count(f"SIGKILL inside a save: {name}", 20, hits, "old or new file whole, equal to the bit")
 
 
 def test_saving_in_place_would_leave_half_a_file():
@@ -135,29 +142,37 @@ def test_several_kills_in_one_run_many_times():
     count("3 to 5 SIGKILLs in one run, 40 runs", sum(kills), hits, "every result equal to the bit")
 
 
-def interrupt(seed: int) -> None:
-    """The process finishes its step, saves it, and says by its exit code what happened."""
-    number = STOP[seed % 4]
+def interrupt(seed: int) -> bool:
+    """The process finishes its step, saves it, and says by its exit code what happened.
+
+    Whether it was running when the signal came.
+    """
+    number = STOP[seed % len(STOP)]
     draw = random.Random(3000 + seed)
     with folder() as where:
         process = Process(where, AGAIN)
-        assert process.wait_for(draw.randint(1, STEPS - 2))
+        hit = process.wait_for(draw.randint(1, STEPS - 2)) and process.process.is_alive()
         process.kill(number)
         ended = process.end()
         assert ended.code == 128 + number, ended.err
         assert newest(where)["step"] == ended.step  # not one step is lost
         assert finish(where) == unbroken()
+    return hit
+
+
+def interrupted(trials: int) -> None:
+    hits = sum(two_at_a_time(interrupt, trials))
+    assert hits == trials
+    count(f"{NAMES} at a random step", trials, hits, "0 steps lost, exit code 128 + N")
 
 
 def test_signals_lose_no_step():
-    two_at_a_time(interrupt, 4)
-    count(f"{NAMES} at a random step", 4, 4, "0 steps lost, exit code 128 + N")
+    interrupted(len(STOP))
 
 
 @pytest.mark.slow
 def test_signals_lose_no_step_many_times():
-    two_at_a_time(interrupt, 100)
-    count(f"{NAMES} at a random step", 100, 100, "0 steps lost, exit code 128 + N")
+    interrupted(100)
 
 
 def in_second_save(where, hook: str) -> Process:
@@ -204,30 +219,71 @@ def test_a_signal_inside_a_save_waits_for_it():
             assert finish(where) == unbroken()
 
 
-@pytest.mark.parametrize("trials", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_a_signal_before_the_first_step_is_one_line(trials):
+AGAIN_LINE = "Interrupted before the first step; start again with the same command"
+
+
+def before_the_first_step(number: int) -> bool:
+    """One line, and nothing is left, wherever the signal comes; whether there was no step."""
+    with folder() as where:
+        ended = run(where, AGAIN, "sabotage.signal_while_opening_data", number)
+        assert ended.code == 128 + number
+        assert ended.err == "train.py: interrupted before the first step\n"
+        assert ended.out.splitlines() == [f"Nothing to resume in {RUN_ROOT}: starting fresh"]
+        made = run(where, AGAIN, "sabotage.signal_before_the_first_step", number)
+        assert made.code == 128 + number
+        assert after_the_header(made.out) == [AGAIN_LINE]
+        assert made.err == ended.err  # nothing more
+        assert not [path for path in (where / RUN_ROOT).rglob("*") if path.is_file()]
+        assert not list((where / RUN_ROOT).glob("*/version_*"))
+        return (ended.step, made.step) == (0, 0)
+
+
+def after_the_header(out: str) -> list[str]:
+    """What is printed once the run has said what it is, and where its curves are."""
+    return out.partition("\ncurves ")[2].splitlines()[1:]
+
+
+@pytest.mark.parametrize("signals", [STOP[:2], pytest.param(STOP * 4, marks=pytest.mark.slow)])
+def test_a_signal_before_the_first_step_is_one_line(signals):
     """In a new run there is no checkpoint whose name could be given."""
-    for number in STOP * trials:
-        with folder() as where:
-            ended = run(where, AGAIN, "sabotage.signal_while_opening_data", number)
-            assert ended.code == 128 + number
-            assert ended.err == "train.py: interrupted before the first step\n"
-            assert not checkpoints(where)
-            ended = run(where, AGAIN, "sabotage.signal_before_the_first_step", number)
-            assert ended.code == 128 + number
-            assert ended.out.splitlines()[-1].startswith("Interrupted before the first step")
-            assert ".pt" not in ended.out
-            assert not list(where.rglob("*.pt"))
-        count(f"{NAMES} before the first step", 2, 2, "one line, exit code 128 + N")
+    hits = sum(two_at_a_time(lambda i: before_the_first_step(signals[i]), len(signals)))
+    assert hits == len(signals)
+    count(f"{NAMES} before the first step", hits, hits, "one line, nothing left, code 128 + N")
 
 
 def test_a_signal_before_the_first_step_of_a_resumed_run_names_its_checkpoint():
+    """And leaves it and what the run has logged."""
     with folder() as where:
         assert run(where, [*AGAIN, "--max-steps", "10"]).code == 0
         hook = "sabotage.signal_before_the_first_step"
         ended = run(where, AGAIN, hook, signal.SIGTERM)
         assert ended.code == 143
         assert f"--resume {checkpoints(where)[10].relative_to(where)}" in ended.out
+        assert (where / RUN_ROOT / "Inference/version_0/history.jsonl").exists()
+        shutil.copy(checkpoints(where)[10], where / "copy.pt")  # control: goes on in a new run
+        ended = run(where, [*SMALL, "--resume", "copy.pt"], hook, signal.SIGTERM)
+        assert ended.code == 143
+        assert "version_1" in ended.out
+        assert "--resume copy.pt" in ended.out
+        assert "report" not in ended.out.rpartition("version_1")[2]
+        assert not list((where / RUN_ROOT).glob("*/version_1"))
+
+
+def test_a_signal_while_the_feature_extractor_is_trained_leaves_nothing_either():
+    with folder() as where:
+        scored = ["--score-every", "5", "--score-images", "16"]
+        hook = "sabotage.signal_while_preparing_scores"
+        ended = run(where, [*AGAIN, *scored], hook, signal.SIGTERM)
+        assert (ended.code, ended.step) == (143, 0)
+        assert ended.err == "train.py: interrupted before the first step\n"
+        assert not list((where / RUN_ROOT).glob("*/version_*"))
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_keeps_what_it_logged():
+    """The control."""
+    with folder() as where:
+        assert run(where, AGAIN, "sabotage.no_memory", 2).code == 1
+        assert (where / RUN_ROOT / "Inference/version_0/run.json").exists()
 
 
 def test_a_signal_that_was_ignored_when_the_program_started_stays_ignored():
@@ -240,34 +296,54 @@ def test_a_signal_that_was_ignored_when_the_program_started_stays_ignored():
             assert result(where) == unbroken()
 
 
-def interrupted_import(*command: str, module: str = "torch._C") -> tuple[int, str]:
-    """Ctrl-C once this was imported: the exit code, and what is left of stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", *command], stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if module in line:
-            break
+# A script whose n-th import, of those written in it, finds a Ctrl-C.
+INTERRUPTED = """
+import builtins, os, signal, sys
+path, left, original = sys.argv[1], int(sys.argv[2]), builtins.__import__
+script = {"__name__": "__main__", "__file__": path}
+def count_down(name, names=None, *rest):
+    global left
+    left -= names is script
+    if names is script and left == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+    return original(name, names, *rest)
+builtins.__import__ = count_down
+exec(compile(open(path, encoding="utf-8").read(), path, "exec"), script)
+"""
+BEFORE = 3  # os, signal and sys, which it takes to be heard; the second of them takes 2 ms
+
+
+def ctrl_c_at_import(script: str, n: int) -> tuple[int, str]:
+    """The exit code, and stderr."""
+    command = [sys.executable, "-c", INTERRUPTED, str(ROOT / f"{script}.py"), str(n)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_at_the_first_import_that_is_not_the_interpreters_has_no_traceback(script):
+    assert ctrl_c_at_import(script, BEFORE + 1) == (-signal.SIGINT, "")
+    assert "KeyboardInterrupt" in ctrl_c_at_import(script, 1)[1]  # control: before it is heard
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_import_has_no_traceback():
+    trials = [(script, BEFORE + n) for script in SCRIPTS for n in (2, 3, 5, 8, 13)]
+    ends = [ctrl_c_at_import(*trial) for trial in trials]
+    hits = sum(code == -signal.SIGINT for code, _ in ends)
+    assert hits == len(trials)
+    assert {errors for _, errors in ends} == {""}
+    count("Ctrl-C while a script is imported", len(trials), hits, "no traceback, nothing printed")
+
+
+def test_ctrl_c_while_torch_is_imported_has_no_traceback():
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    next(line for line in process.stderr if "torch._C" in line)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=SECONDS)[1]
-    return process.returncode, errors
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "train.py",
-        *(pytest.param(f"{s}.py", marks=pytest.mark.slow) for s in ("sample", "evaluate")),
-    ],
-)
-def test_ctrl_c_in_the_first_second_has_no_traceback(script):
-    """From the first import that takes time on."""
-    for module in ("torch._C", {"train.py": "statistics"}.get(script, "dataclasses")):
-        code, errors = interrupted_import(str(ROOT / script), module=module)
-        assert code == -signal.SIGINT
-        assert "Traceback" not in errors
-    code, errors = interrupted_import("-c", "import torch")
-    assert "Traceback" in errors  # control
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in errors
 
 
 def test_without_keyed_randomness_the_result_would_differ():

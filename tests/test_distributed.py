@@ -3,12 +3,14 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,19 +23,23 @@ from faults import NETWORK, ROOT, Process, count, result, store_classifier
 from faults import run as run_alone
 from numpy.testing import assert_allclose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.launcher.api import LaunchConfig
 
 import evaluate
 import sample
 import train
+from data import image_set
 from training.epochs import Epochs
 from utils import checkpoint, rendezvous
-from utils.distributed import Ranks, share
-from utils.process import StopSignal
+from utils.distributed import Ranks, joined, share
+from utils.process import STOP_SIGNALS, StopSignal
 
 # 100 images in batches of 33: the last of an epoch is one image, so all ranks but one have none.
 PLAIN = [*NETWORK, "--dropout", "0", "--precision", "fp32", "--batch-size", "33", "--epochs", "0"]
 SHORT = [*PLAIN, "--max-steps", "12"]
-HEARD = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+STOP = [getattr(signal, name) for name in STOP_SIGNALS]
+HEARD = ["--signals-to-handle", ",".join(["SIGQUIT", *STOP_SIGNALS])]
+NAMES = f"{', '.join(STOP_SIGNALS[:-1])} or {STOP_SIGNALS[-1]}"
 
 
 def curve(where: Path, tag: str = "loss/train") -> np.ndarray:
@@ -203,17 +209,16 @@ def test_a_rank_may_die_at_any_step(tmp_path, unbroken):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["launcher", "all"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOP)
 def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path, number, to, unbroken):
     """Or to all its processes, as clusters send it."""
     launcher = torchrun(tmp_path, SLOW="1")
-    folder, ends = tmp_path / "Logs_Checkpoints/checkpoints/version_0", time.monotonic() + 60
-    while max(checkpoint.steps(folder), default=0) < 3 and time.monotonic() < ends:
-        time.sleep(0.05)
+    wait_for_step(tmp_path, 3)
     pids = [launcher.pid]
     if to == "all":
         pids = [*children(launcher.pid), launcher.pid]
         assert len(pids) == 3
+    hit = launcher.poll() is None
     for pid in pids:
         os.kill(pid, number)
     out, _ = wait_for(launcher)
@@ -221,7 +226,50 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_a_checkpoint(tmp_path, nu
     assert 3 <= newest(tmp_path)["step"] < 12
     wait_for(torchrun(tmp_path))
     assert result(tmp_path) == unbroken
-    count("SIGTERM, SIGHUP or SIGUSR1 to torchrun", 1, 1, "all ranks stop, equal to the bit")
+    count(f"{NAMES} to torchrun", 1, hit, "all ranks stop, equal to the bit")
+
+
+def wait_for_step(where: Path, step: int) -> None:
+    """Until it is saved."""
+    folder, ends = where / "Logs_Checkpoints/checkpoints/version_0", time.monotonic() + 60
+    while max(checkpoint.steps(folder), default=0) < step and time.monotonic() < ends:
+        time.sleep(0.05)
+
+
+GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that torchrun waits before it kills
+HAS_GRACE = hasattr(LaunchConfig, "shutdown_timeout")  # from PyTorch 2.12 on
+
+
+def stopped_in_a_save(where: Path, grace: int) -> tuple[bool, str, int]:
+    """SIGUSR1 to torchrun in the save of step 4, which takes 35 seconds.
+
+    Whether it came there; what torchrun said; the newest checkpoint.
+    """
+    launcher, ends = torchrun(where, **{"SLOW_SAVE": "35", GRACE: str(grace)}), 120
+    while not (where / "saving").exists() and ends > 0 and launcher.poll() is None:
+        time.sleep(0.1)
+        ends -= 0.1
+    hit = (where / "saving").exists() and newest(where)["step"] == 3
+    launcher.send_signal(signal.SIGUSR1)
+    _, errors = wait_for(launcher)
+    return hit, errors, newest(where)["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_GRACE, reason="torchrun has 30 seconds")
+def test_torchrun_can_wait_for_a_save_of_more_than_thirty_seconds(tmp_path):
+    """As the script for Slurm tells it to."""
+    graces = [270, 270, 270, 270, 30]
+    with ThreadPoolExecutor(len(graces)) as pool:  # they wait most of the time
+        ends = list(pool.map(lambda i: stopped_in_a_save(tmp_path / str(i), graces[i]), range(5)))
+    *trials, control = ends
+    for hit, errors, step in trials:
+        assert hit
+        assert "forcefully exiting" not in errors
+        assert step == 4
+    assert "forcefully exiting" in control[1]
+    assert control[2] == 3
+    count("SIGUSR1 to torchrun in a save of 35 seconds", 4, 4, "it waits, the checkpoint is whole")
 
 
 def children(pid: int) -> list[int]:
@@ -329,39 +377,120 @@ def environments() -> list[dict[str, str]]:
         ("WORLD_SIZE", "0"),
         ("MASTER_PORT", "7e9"),
     ]
+    wrong += [("LOCAL_WORLD_SIZE", value) for value in ("x", "0", "8")]
+    wrong += [("TORCHELASTIC_RESTART_COUNT", "x"), ("TORCHELASTIC_USE_AGENT_STORE", "maybe")]
     incomplete = [{name: COMPLETE[name] for name in found} for found in some]
     return incomplete + [COMPLETE | {name: value} for name, value in wrong]
 
 
-def test_what_a_shell_left_of_a_launcher_is_one_line_at_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in COMPLETE:
+@pytest.fixture
+def no_launcher(monkeypatch) -> pytest.MonkeyPatch:
+    """Whatever the tests were started by; to set variables with."""
+    for name in (*rendezvous.VARIABLES, *rendezvous.OPTIONAL):
         monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def set_variables(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        patch.setenv(name, value)
+
+
+def test_what_a_shell_left_of_a_launcher_is_one_line_at_once(tmp_path, no_launcher, capsys):
+    no_launcher.chdir(tmp_path)
     trials = environments()
     for variables in trials:
-        with monkeypatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
+        with no_launcher.context() as patch:
+            set_variables(patch, variables)
             assert train.main(SHORT) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"unset {next(n for n in rendezvous.VARIABLES if n in variables)}" in error
+        left = " ".join(name for name in rendezvous.VARIABLES if name in variables)
+        assert error.endswith(f"; to run alone: unset {left}\n")
     assert list(tmp_path.iterdir()) == []
     assert rendezvous.launched() is None
-    with monkeypatch.context() as patch:  # control: a complete one
-        for name, value in COMPLETE.items():
-            patch.setenv(name, value)
-        assert rendezvous.launched() == rendezvous.Launch(0, 2, 0, 29500, "127.0.0.1")
+    set_variables(no_launcher, COMPLETE)  # control: a complete one
+    assert rendezvous.launched() == rendezvous.Launch(0, 2, 0, 29500, "127.0.0.1")
     count("some of torchrun's variables in the environment", len(trials), len(trials), "one line")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_waiting_for_a_rank_says_so(rank, capsys):
-    launch = rendezvous.Launch(rank, 3, 0, ranks.free_port(), "127.0.0.1")
-    with pytest.raises(rendezvous.RankError, match="did not start"):
+STRAY = [("LOCAL_WORLD_SIZE", value) for value in ("x", "0", "8")]
+STRAY += [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "x")]
+
+
+@pytest.mark.parametrize(("name", "value"), STRAY)
+def test_what_a_launcher_says_beside_is_believed_only_with_a_launch(no_launcher, name, value):
+    no_launcher.setattr(image_set, "cores", lambda: 16)
+    no_launcher.setenv(name, value)
+    assert rendezvous.launched() is None
+    assert image_set.num_threads() == 16
+    no_launcher.delenv(name)
+    set_variables(no_launcher, COMPLETE | {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"})
+    assert image_set.num_threads() == 2  # control
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("it was asked for")
+
+
+def unknown_name(*_: object) -> None:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+ONE = COMPLETE | {"WORLD_SIZE": "1", "MASTER_ADDR": "node17.invalid"}
+
+
+@pytest.mark.parametrize("agent", ["True", "False"])
+def test_one_rank_of_one_meets_nobody(no_launcher, agent):
+    """Whatever the address: that of a machine which is gone, or of a launcher."""
+    no_launcher.setattr(socket, "getaddrinfo", refuse)
+    no_launcher.setattr(torch.distributed, "TCPStore", refuse)
+    set_variables(no_launcher, ONE | {"TORCHELASTIC_USE_AGENT_STORE": agent})
+    with joined(torch.device("cpu")) as alone:
+        assert alone == Ranks()
+    set_variables(no_launcher, {"WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"})
+    with pytest.raises(AssertionError, match="asked for"), joined(torch.device("cpu")):
+        pass  # control
+
+
+def test_a_name_of_rank_0_that_is_unknown_is_one_line_at_once(no_launcher):
+    no_launcher.setattr(socket, "getaddrinfo", unknown_name)
+    no_launcher.setattr(torch.distributed, "TCPStore", refuse)
+    launch = rendezvous.Launch(0, 2, 0, 29500, "node17.invalid")
+    with pytest.raises(rendezvous.LaunchError, match="not known; to run alone: unset RANK WORLD"):
+        rendezvous.meet(launch)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_launcher")
+def test_a_run_begins_whatever_a_launcher_of_one_rank_left(tmp_path, alone):
+    hosts = ("node17.invalid", "10.255.255.1", "127.0.0.1")
+    more = [{"TORCHELASTIC_USE_AGENT_STORE": "True"}, {"TORCHELASTIC_RESTART_COUNT": "3"}]
+    more += [{"LOCAL_WORLD_SIZE": "1"}, {}]
+    trials = [ONE | {"MASTER_ADDR": host} | other for host in hosts for other in more]
+    hits = 0
+    for i, variables in enumerate(trials):
+        (tmp_path / str(i)).mkdir()
+        ended = Process(tmp_path / str(i), SHORT, environment=variables).end()
+        assert (ended.code, ended.err) == (0, "")
+        hits += result(tmp_path / str(i)) == result(alone)
+    assert hits == len(trials)
+    end = "runs alone, bit-identical"
+    count("a launcher's variables for one rank in the environment", len(trials), hits, end)
+
+
+TO_RUN_ALONE = "; to run alone: unset RANK WORLD_SIZE LOCAL_RANK MASTER_PORT MASTER_ADDR\n"
+
+
+@pytest.mark.parametrize(
+    ("rank", "agent", "who"),
+    [(0, False, "rank 1, 2 of 3"), (1, False, "rank 0 of 3"), (0, True, "torchrun")],
+)
+def test_waiting_for_a_rank_says_so(rank, agent, who, capsys):
+    launch = rendezvous.Launch(rank, 3, 0, ranks.free_port(), "127.0.0.1", agent=agent)
+    with pytest.raises(rendezvous.RankError, match="did not start; to run alone: unset"):
         rendezvous.meet(launch, notice=0.1, timeout=timedelta(seconds=0.3))
-    missing = "1, 2" if rank == 0 else "0"
-    line = f"rank {rank} waits for rank {missing} of 3 at 127.0.0.1:{launch.port}\n"
+    line = f"rank {rank} waits for {who} at 127.0.0.1:{launch.port}{TO_RUN_ALONE}"
     assert capsys.readouterr().err == line
 
 
@@ -370,7 +499,7 @@ def test_a_port_that_is_taken_is_one_line():
         other.bind(("0.0.0.0", 0))
         other.listen()
         launch = rendezvous.Launch(0, 2, 0, other.getsockname()[1], "127.0.0.1")
-        with pytest.raises(rendezvous.LaunchError, match="failed to listen"):
+        with pytest.raises(rendezvous.LaunchError, match=r"failed to listen.*run alone: unset"):
             rendezvous.meet(launch)
 
 
@@ -378,6 +507,7 @@ STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "torchrun": """
         trap 'sleep 0.1; touch saved; exit 1' USR1
+        echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > grace
         echo "$@" > started
         until [ -e finish ]; do sleep 0.01; done""",
     "scontrol": 'if [ -e saved ]; then echo "$@" >> queued; fi',
@@ -405,29 +535,43 @@ def test_the_slurm_script_queues_itself_again_where_it_was_stopped(tmp_path, sto
     else:
         (tmp_path / "finish").touch()
     code = job.wait(60)
-    assert "--run-root runs/7 --resume auto" in (tmp_path / "started").read_text()
+    started = (tmp_path / "started").read_text()
+    assert "--run-root runs/7 --resume auto" in started
+    assert set(HEARD[1].split(",")) == set(started.partition("handle ")[2].split()[0].split(","))
+    notice = int(re.search(r"--signal=B:USR1@(\d+)", script)[1])
+    assert 30 < int((tmp_path / "grace").read_text()) < notice  # 30: what torchrun waits by itself
     queued = tmp_path / "queued"
     assert (queued.read_text() if queued.exists() else code) == ("requeue 7\n" if stopped else 0)
 
 
 @pytest.mark.slow
 def test_the_program_says_after_ten_seconds_for_whom_it_waits(tmp_path):
-    """And hears Ctrl-C."""
-    for rank in (0, 1):
-        variables = ranks.environment(rank, 2, ranks.free_port())
-        (tmp_path / "err").write_text("")
-        process = Process(tmp_path, SHORT, environment=variables)
-        began = time.monotonic()
-        while "waits for" not in (tmp_path / "err").read_text():
-            assert time.monotonic() - began < 30
-            time.sleep(0.1)
-        assert time.monotonic() - began > 10
-        process.kill(signal.SIGINT)
-        ended = process.end()
-        assert ended.code == 130
-        assert ended.err.splitlines()[-2].startswith(f"rank {rank} waits for rank {1 - rank} of 2")
-        assert ended.err.splitlines()[-1] == "train.py: interrupted before the first step"
-    count("a rank that does not start", 2, 2, "said after ten seconds, Ctrl-C is heard")
+    """And hears Ctrl-C: six first ranks, six second ones."""
+    waiting = []
+    for trial in range(12):
+        where = tmp_path / str(trial)
+        where.mkdir()
+        variables = ranks.environment(trial % 2, 2, ranks.free_port())
+        waiting.append((time.monotonic(), Process(where, SHORT, environment=variables)))
+    hits = sum(waits(trial % 2, *process) for trial, process in enumerate(waiting))
+    assert hits == 12
+    count("a rank that does not start", 12, hits, "said after ten seconds, Ctrl-C is heard")
+
+
+def waits(rank: int, began: float, process: Process) -> bool:
+    """Whether this rank, alone of two, had to wait; Ctrl-C ends it."""
+    errors = process.where / "err"
+    while not (errors.exists() and "waits for" in errors.read_text()):
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
+    hit = time.monotonic() - began > 10
+    process.kill(signal.SIGINT)
+    ended = process.end()
+    assert ended.code == 130
+    line, last = ended.err.splitlines()[-2:]
+    assert line.startswith(f"rank {rank} waits for rank {1 - rank} of 2")
+    assert last == "train.py: interrupted before the first step"
+    return hit
 
 
 def test_ranks_are_not_ended_by_a_signal_that_comes_twice():

@@ -57,8 +57,17 @@ POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "t
 POSIX = {"fork", "forkpty", "geteuid", "getloadavg", "getuid", "killpg", "mkfifo", "nice", "setsid"}
 POSIX |= {"O_DIRECTORY", "O_NOFOLLOW", "pipe2", "posix_fadvise", "register_at_fork", "statvfs"}
 POSIX |= {"sched_getaffinity", "sched_setaffinity", "sysconf", "uname", "wait4", "waitid"}
-POSIX |= {"SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
-POSIX |= {"alarm"}
+POSIX |= {
+    "SIGALRM",
+    "SIGHUP",
+    "SIGKILL",
+    "SIGQUIT",
+    "SIGSTOP",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGXCPU",
+    "alarm",
+}
 GUARDS = ast.Try | ast.If | ast.IfExp
 
 

@@ -22,7 +22,7 @@ from training.screen import footer, header, listed_scores, rate, time_left
 from training.state import TrainState
 from training.validate import HeldOutLosses, Preview
 from training.validation_schedule import Size
-from utils import images, runs, tables
+from utils import checkpoint, images, runs, tables
 from utils.devices import peak_memory
 from utils.process import StopSignal
 from utils.progress import Progress
@@ -261,7 +261,7 @@ class Logger:
         if self.state.ranks.first:
             self.write_status("interrupted" if stopped else "finished")
             self.writer.end_hparams()
-            if self.state.saved:  # else there is nothing to report
+            if checkpoint.steps(self.run.checkpoints):  # else no step was taken
                 self.outputs.attempt(lambda: print(f"report: {report(self.run.logs)}"))
         print("\n".join(footer(self.state, self.last, self.scores, stop)), flush=True)
         return stop.exit_code if stopped else 0

@@ -128,19 +128,14 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, until the end of ``with``; alone without torchrun.
+    """Join the ranks that torchrun started, until the end of ``with``; alone if it is the only one.
 
     The n-th rank of a machine takes its n-th GPU, which then is what "cuda" means; only the first
     prints. Raises DeviceError where there are fewer, LaunchError for an incomplete environment,
     RankError where a rank is absent or ends before its time.
     """
     launch = launched()
-    if launch is None:
-        yield ALONE
-        return
-    if launch.world == 1:
-        if device.type == "cuda":
-            take_own_gpu(device, launch.local_rank)
+    if launch is None or launch.world == 1:  # one rank meets nobody, wherever the address leads
         yield ALONE
         return
     backend = "gloo"

@@ -19,8 +19,9 @@ from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, StoppedError
 from utils.runs import ROOT
 
-# Ctrl-C, kill, a closed terminal, and what clusters send before they take the machine.
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows: two
+# Ctrl-C, kill, a closed terminal, and what clusters (Slurm, SGE, LSF) send before they take the
+# machine. Windows has the first two.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 def exit_code(program: str, work: Callable[[], int], interrupted: str) -> int:
@@ -140,7 +141,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects: 130 after SIGINT, 143 after SIGTERM, 129 and 138 of the others."""
+        """What a shell expects: 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1."""
         return 128 + self.number
 
 

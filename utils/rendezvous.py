@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,8 @@ import torch.distributed as dist
 from utils.errors import InputError, StoppedError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
-ALONE = f"to run alone: unset {' '.join(VARIABLES)}"
+AGENT, RESTART = "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"
+OPTIONAL = {"LOCAL_WORLD_SIZE": "1", RESTART: "0", AGENT: "False"}  # and what each is by default
 TIMEOUT = timedelta(minutes=10)  # for a rank that hangs; one that dies is noticed at once
 NOTICE = 10.0  # seconds of waiting after which it is said for whom
 SHOWN = 8  # ranks that a line names, at most
@@ -38,7 +39,9 @@ class Launch:
     local_rank: int  # among those of this machine
     port: int
     host: str  # where rank 0 is
-    local_world: int = 1  # ranks on this machine
+    local_world: int = 1  # ranks of this machine
+    restart: int = 0  # how often the job was started before
+    agent: bool = False  # the launcher itself serves the store at this address, not rank 0
 
     @property
     def address(self) -> str:
@@ -46,29 +49,42 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """From the environment; None where none of the variables is set.
+    """From the environment; None where none of VARIABLES is set, whatever else is.
 
     LaunchError for some of them, as a shell or a cluster may leave them, and for impossible values.
     """
     found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not found:
         return None
-    alone = f"or, to run alone: unset {' '.join(found)}"
-    local_world = os.environ.get("LOCAL_WORLD_SIZE") or "1"
     if missing := [name for name in VARIABLES if name not in found]:
         raise LaunchError(
             f"the environment has {', '.join(found)} and lacks {', '.join(missing)}: "
-            f"start with torchrun, which sets all of them; {alone}"
+            f"start with torchrun, which sets all of them; {remedy(found)}"
         )
-    *numbers, host = (found[name] for name in VARIABLES)
-    if all(re.fullmatch(r"\d{1,9}", number) for number in (*numbers, local_world)):
-        launch = Launch(*map(int, numbers), host, int(local_world))
-        possible = launch.rank < launch.world and launch.port < 2**16
-        if possible and 1 <= launch.local_world <= launch.world:
+    found |= {name: os.environ[name] for name in OPTIONAL if os.environ.get(name)}
+    read = OPTIONAL | found
+    agent, host = read[AGENT], read["MASTER_ADDR"]
+    numbers = [value for name, value in read.items() if name not in (AGENT, "MASTER_ADDR")]
+    if agent in ("True", "False") and all(re.fullmatch(r"\d{1,9}", n) for n in numbers):
+        rank, world, local_rank, port = (int(found[name]) for name in VARIABLES[:-1])
+        local_world, restart = int(read["LOCAL_WORLD_SIZE"]), int(read[RESTART])
+        launch = Launch(rank, world, local_rank, port, host, local_world, restart, agent == "True")
+        if rank < world and 1 <= local_world <= world and port < 2**16:
             return launch
     found["LOCAL_WORLD_SIZE"] = local_world
     values = ", ".join(f"{name}={value}" for name, value in found.items())
-    raise LaunchError(f"the environment has {values}: start with torchrun; {alone}")
+    raise LaunchError(f"the environment has {values}: start with torchrun; {remedy()}")
+
+
+def remedy(found: Iterable[str] = VARIABLES) -> str:
+    """What to do about variables that a launcher left; for the end of a line."""
+    return f"to run alone: unset {' '.join(found)}"
+
+
+def local_ranks() -> int:
+    """The ranks of this machine, which share its cores."""
+    launch = launched()
+    return launch.local_world if launch else 1
 
 
 def meet(launch: Launch, notice: float = NOTICE, timeout: timedelta = TIMEOUT) -> dist.Store:
@@ -79,13 +95,10 @@ def meet(launch: Launch, notice: float = NOTICE, timeout: timedelta = TIMEOUT) -
     it the addresses of ranks that died: hence a prefix for each start.
     """
     ends = time.monotonic() + timeout.total_seconds()
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process
-    serve = launch.rank == 0 and not agent
-    try:
-        socket.getaddrinfo(launch.host, launch.port)
-    except OSError as e:
-        raise LaunchError(f"there is no machine MASTER_ADDR={launch.host}: {e}; {ALONE}") from e
-    if not serve:
+    serve = launch.rank == 0 and not launch.agent
+    if serve:
+        check_resolved(launch)
+    else:  # a name may be unknown until rank 0 has started, as in Kubernetes
         wait(lambda: [] if reachable(launch) else [0], launch, notice, ends)
     try:
         store = dist.TCPStore(
@@ -97,14 +110,24 @@ def meet(launch: Launch, notice: float = NOTICE, timeout: timedelta = TIMEOUT) -
             multi_tenant=True,
         )
     except RuntimeError as e:
-        raise LaunchError(
-            f"cannot be rank 0 of a job at {launch.address}: {reason_of(e)}; {ALONE}"
-        ) from e
+        raise no_rank_0(launch, reason_of(e)) from e
     store.set_timeout(timeout)
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    store = dist.PrefixStore(str(launch.restart), store)
     store.set(f"rank {launch.rank}", "")
     wait(lambda: absent(store, launch.world), launch, notice, ends)
     return store
+
+
+def check_resolved(launch: Launch) -> None:
+    """LaunchError where rank 0's own name has no address; torch would try for half a minute."""
+    try:
+        socket.getaddrinfo(launch.host, launch.port)
+    except OSError as e:
+        raise no_rank_0(launch, e.strerror) from e
+
+
+def no_rank_0(launch: Launch, reason: str) -> LaunchError:
+    return LaunchError(f"cannot be rank 0 of a job at {launch.address}: {reason}; {remedy()}")
 
 
 def wait(missing: Callable[[], list[int]], launch: Launch, notice: float, ends: float) -> None:
@@ -112,12 +135,14 @@ def wait(missing: Callable[[], list[int]], launch: Launch, notice: float, ends: 
     told = time.monotonic() + notice
     while ranks := missing():
         names = ", ".join(map(str, ranks[:SHOWN])) + (", ..." if len(ranks) > SHOWN else "")
-        line = f"rank {names} of {launch.world} at {launch.address}"
+        who = "torchrun" if launch.agent and ranks == [0] else f"rank {names} of {launch.world}"
+        line = f"{who} at {launch.address}"
         now = time.monotonic()
         if now > ends:
-            raise RankError(f"{line} did not start; {ALONE}")
+            raise RankError(f"{line} did not start; {remedy()}")
         if now > told and 0 in (launch.rank, ranks[0]):
-            print(f"rank {launch.rank} waits for {line}; {ALONE}", file=sys.stderr, flush=True)
+            waits = f"rank {launch.rank} waits for {line}; {remedy()}"
+            print(waits, file=sys.stderr, flush=True)
             told = ends + 1
         time.sleep(0.05)
 

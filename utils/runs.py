@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -82,6 +83,13 @@ class Run:
         for path in later:
             print(f"{path}: that step is taken anew; kept as {path.name}.replaced", flush=True)
 
+    def remove_unused(self, ranks: Ranks) -> None:
+        """Delete both folders, if nothing was ever saved in that of the checkpoints."""
+        with suppress(OSError):
+            if ranks.first:
+                self.checkpoints.rmdir()  # while the logs are there, no other run takes the number
+                shutil.rmtree(self.logs)
+
     def sweep(self) -> None:
         """Delete what killed processes left in this and other runs: partial files, locks.
 
@@ -98,13 +106,21 @@ class Run:
 
 @contextmanager
 def open_run(root: Path, resumed: Path | None, ranks: Ranks) -> Iterator[Run]:
-    """The run that the resumed checkpoint lies in, or a new one; rank 0 is its only writer."""
+    """The run that the resumed checkpoint lies in, or a new one; rank 0 is its only writer.
+
+    A new run that a signal stops before its first step leaves nothing; one that fails leaves logs.
+    """
     run = ranks.from_first(lambda: run_for(root, resumed))
     if ranks.first:
         run.sweep()
     print(f"Logging at: {run.logs}\nModel Checkpoint at: {run.checkpoints}", flush=True)
-    with ranks.alone(only_writer(run.checkpoints)) as claim:
-        yield replace(run, claim=claim)
+    try:
+        with ranks.alone(only_writer(run.checkpoints)) as claim:
+            yield replace(run, claim=claim)
+    except KeyboardInterrupt:
+        run.remove_unused(ranks)
+        raise
+    run.remove_unused(ranks)
 
 
 def new_run(root: Path) -> Run:
