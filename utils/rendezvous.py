@@ -71,7 +71,6 @@ def launched() -> Launch | None:
         launch = Launch(rank, world, local_rank, port, host, local_world, restart, agent == "True")
         if rank < world and 1 <= local_world <= world and port < 2**16:
             return launch
-    found["LOCAL_WORLD_SIZE"] = local_world
     values = ", ".join(f"{name}={value}" for name, value in found.items())
     raise LaunchError(f"the environment has {values}: start with torchrun; {remedy()}")
 
