@@ -1,5 +1,6 @@
 """The diffusion process and its samplers; independent of architecture, data and configuration."""
 
+from diffusion.classify import classify_images
 from diffusion.gaussian import PREDICTIONS, GaussianDiffusion, make_diffusion
 from diffusion.generate import DiffusionModel, evenly_spaced, generate, generate_with_progress
 from diffusion.grids import SPACINGS, uniform_grid
@@ -29,6 +30,7 @@ __all__ = [
     "LossMoments",
     "Sampler",
     "bounds",
+    "classify_images",
     "evenly_spaced",
     "generate",
     "generate_with_progress",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ def not_finite(
     cause = f"alpha_bar_t = {model.diffusion.alpha_bar[t]:.3g} leaves the step no finite value"
     if broken:
         cause = "the network's output there is not finite"
-    falls = [s < t for t, s in pairwise(grid)]  # the others are no steps
+    falls = [n > 0 for n in sampler.evaluations(model.diffusion, grid, False)]  # rises are no steps
     return StoppedError(
         f"the images are not finite from step {sum(falls[:move])} of {sum(falls)} (t = {t}) on: "
         f"{cause}, from a state of at most {before.abs().max().item():.3g}; nothing was drawn"
