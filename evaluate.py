@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from config import Config, ConfigError, Parser, flag, typed_path
-from data import ImageSet, Loading, load_splits
+from data import ImageSet
 from diffusion import SAMPLERS, Sampler, generate_with_progress
 from evaluation import likelihood
 from evaluation.compare import compare_runs, folder_name, read_runs
@@ -59,7 +59,8 @@ from sample import (
     share_of_images,
 )
 from training.build import check_sampling
-from training.setup import CACHE, CLASSIFIERS, data_options
+from training.run_data import load_run_data
+from training.setup import CLASSIFIERS
 from training.trained import OpenCheckpoint, TrainedModel, open_checkpoint
 from utils import runs
 from utils.devices import pick_device, tune
@@ -172,13 +173,8 @@ def evaluate(args: Args, device: torch.device, ranks: Ranks) -> None:
     if ranks.first:
         check_output(args.folder)
     opened = args.opened
-    stored = opened.content.get("data", {})
     with ranks.first_before_others():
-        cache = cache_folder(opened.path)
-        loading = Loading.of(stored, cache=cache, silent=ranks.silent)
-        train_set, test_set = load_splits(
-            data_options(opened.config), stored.get("fingerprint"), loading
-        )
+        train_set, test_set = load_run_data(opened, ranks.silent)
     from_samples = {"scores", "memory"} & set(args.sections)
     extractor = extractor_path(args, train_set)
     if ranks.first and from_samples and not extractor.exists():
@@ -303,11 +299,6 @@ def extract(e: Evaluation, extractor: FeatureExtractor, images: LabeledImages) -
     """The features of the classifier and, with --inception, those of that network."""
     found = extractor.extract(images)
     return found if e.inception is None else replace(found, inception=e.inception(images.images))
-
-
-def cache_folder(path: Path) -> Path | None:
-    """Where the run of this checkpoint caches its images; None for one that was copied away."""
-    return runs.logs_of(path).parent.parent / CACHE if runs.is_in_run(path) else None
 
 
 def extractor_path(args: Args, train_set: ImageSet) -> Path:

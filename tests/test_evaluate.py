@@ -168,7 +168,7 @@ def test_the_report_alone_is_written_without_measuring(measure, trained, monkeyp
     _, found = measure("--only", "held-out")
     ckpt, logs = trained / "checkpoints/version_0", trained / "Inference/version_0"
     (logs / "report.html").unlink()
-    monkeypatch.setattr(evaluate, "load_splits", None)  # no images are needed
+    monkeypatch.setattr(evaluate, "load_run_data", None)  # no images are needed
     argv = ["--ckpt", str(ckpt), "--device", "cpu", "--only"]
     assert evaluate.main([*argv, "report"]) == 0
     assert capsys.readouterr().out.strip() == str(logs / "report.html")

@@ -227,6 +227,71 @@ def test_bad_values_of_denoising_are_one_line(model, t, shape):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_varying_is_noising_and_sampling_from_there(model, seed):
+    x_0, T = torch.rand(3, 1, 28, 28), model.diffusion.timesteps
+    x = x_0.repeat_interleave(2, dim=0)
+    noisy = model.noise(x, T // 2, seed)
+    expected = model.sample(x=noisy, start=T // 2, seed=seed, classes=[4], steps=3)
+    assert torch.equal(model.vary(x_0, 0.5, [4], num=2, seed=seed, steps=3), expected)
+    other = model.vary(x_0, 0.5, [4], num=2, seed=seed + 1, steps=3)
+    assert not torch.equal(other, expected)  # control
+
+
+def test_noise_that_was_added_is_removed(world, images):
+    """E[x_0 | y] of x_0 ~ N(M, S^2) and y = x_0 + sigma noise; the sample has its variance too."""
+    t = 30
+    sigma = (world.diffusion.sigma[t] / world.diffusion.signal[t]).item()
+    y = world.add_noise(images, sigma, seed=1)
+    assert (y - images).std().item() == pytest.approx(sigma, rel=0.02)
+    estimate, sample = world.remove_noise(y, sigma, steps=30, variance="optimal")
+    expected = M + S**2 / (S**2 + sigma**2) * (y - M)
+    torch.testing.assert_close(estimate, expected, rtol=0, atol=1e-4)
+    assert estimate.std() < 0.8 * S
+    last = S**2 - world.x0_error[uniform_grid(world.diffusion, 30, start=t)[-2]].item()
+    assert sample.std().item() == pytest.approx(last**0.5, rel=0.02)
+    wrong, _ = world.remove_noise(y, 2 * sigma, steps=3)
+    assert not torch.allclose(wrong, expected, atol=0.02)  # control
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("vary", {"strength": 0.0}),
+        ("vary", {"num": 0}),
+        ("vary", {"x_0": torch.zeros(2, 3, 28, 28)}),
+        ("vary", {"seed": -1}),
+        ("vary", {"seconds": 3}),
+        ("reconstruct", {"sampler": "ddpm"}),
+        ("reconstruct", {"eta": 0.5}),
+        ("reconstruct", {"restart": 1}),
+        ("interpolate", {"num": 1}),
+        ("interpolate", {"classes": [1, 2, 3]}),
+        ("inpaint", {"mask": torch.zeros(28, 28)}),
+        ("inpaint", {"mask": torch.zeros(14, 28, dtype=torch.bool)}),
+        ("inpaint", {"jump": 0}),
+        ("inpaint", {"restart": 1}),
+        ("remove_noise", {"sigma": 0.0}),
+        ("remove_noise", {"sigma": 1e9}),
+        ("classify", {"batch_size": 0}),
+    ],
+    ids=str,
+)
+def test_bad_values_of_editing_are_one_line(model, verb, arguments):
+    x_0 = torch.zeros(2, 1, 28, 28)
+    good = {
+        "vary": {"x_0": x_0},
+        "reconstruct": {"x_0": x_0},
+        "interpolate": {"a": x_0[:1], "b": None},
+        "inpaint": {"x_0": x_0, "mask": torch.ones(28, 28, dtype=torch.bool)},
+        "remove_noise": {"y": x_0},
+        "classify": {"x_0": x_0},
+    }
+    with pytest.raises(ConfigError) as error:
+        getattr(model, verb)(**{**good[verb], **arguments})
+    assert "\n" not in str(error.value)
+
+
 def test_a_model_is_found_by_file_folder_and_latest(trained, model):
     folder = trained / "checkpoints/version_0"
     for where in (folder, str(folder), model.path, str(model.path)):

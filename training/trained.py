@@ -1,12 +1,12 @@
 """A trained model, from a checkpoint: what ``sample.load`` returns, and its parts."""
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +14,16 @@ from config import Config, ConfigError, SampleConfig, check_range
 from data.class_names import match_classes
 from diffusion import DiffusionModel, Sampler, generate
 from models import PowerEMA
+from training import edits
 from training.build import build, check_sampling, restore_value_prior
+from training.checks import check_classes, checked, count, integer
 from utils import checkpoint
 from utils.devices import pick_device, tune
 from utils.seeding import image_noise
 
 RUN_ROOT = Path("Logs_Checkpoints")
 NUM = 100  # samples by default
+Draw = Callable[..., list[Tensor]]  # called as diffusion.generate is
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,35 +63,63 @@ class TrainedModel(DiffusionModel):
         the checkpoint. x (num, C, H, W) float: a noisy image at t = start (default T) to begin
         with, instead of noise at T. Raises ConfigError for invalid values.
         """
-        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
-            raise ConfigError(f"unknown sampling setting: {', '.join(sorted(unknown))}")
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         if start is not None and x is None:
             raise ConfigError("start needs x, a noisy image at t = start: model.noise(x_0, start)")
         check_classes(classes)
         if num is None:
             num = len(x) if x is not None else len(classes) if classes is not None else NUM
-        for name, value in {"num": num, "batch_size": batch_size}.items():
-            check_range(name, integer(name, value), 1, 10**7)
-        check_range("seed", integer("seed", seed), 0, 2**63 - 1)
+        count("num", num)
         if x is not None:
             x = self.images("x", x, num)
-        if start is not None and "steps" not in settings:  # as train.py caps the default
-            most = self.diffusion.count_trained(self.timesteps("start", start, 1).item())
-            settings["steps"] = max(1, min(self.config.sample.steps, most))
-        config = self.config.override(**settings)
-        config.check()
-        config.check_sampling(settings)
-        check_x0_error(config, self.path, self.config.sample.clip, self.x0_error)
+        if start is not None:
+            start = self.timesteps("start", start, 1).item()
+        sampler = self.sampler(settings, start=start)
         labels = repeat_labels(classes, num, self.class_names)
-        sampler, options = Sampler(**asdict(config.sample)), {"start": start, "x": x}
-        try:
-            (x_0,) = generate(
-                self, sampler, range(num), labels, seed=seed, batch_size=batch_size, **options
-            )
-        except ValueError as e:  # a start or steps that the process does not have
-            raise ConfigError(str(e)) from e
-        return x_0
+        return self.draw(sampler, num, labels, seed, batch_size, start=start, x=x)
+
+    def sampler(
+        self,
+        settings: Mapping[str, Any],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        start: int | None = None,
+    ) -> Sampler:
+        """Of the settings, fields of SampleConfig; the others are the defaults, or the model's.
+
+        Steps that are not among the settings are at most those there are from start (default T).
+        Raises ConfigError for invalid settings.
+        """
+        if unknown := settings.keys() - {f.name for f in fields(SampleConfig)}:
+            raise ConfigError(f"unknown sampling setting: {', '.join(sorted(unknown))}")
+        typed = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        config = self.config.override(**{**defaults, **typed})
+        if "steps" not in typed:  # as train.py caps the default
+            most = self.diffusion.count_trained(start or self.diffusion.timesteps)
+            config = config.override(steps=max(1, min(config.sample.steps, most)))
+        config.check()
+        config.check_sampling(typed)
+        check_x0_error(config, self.path, self.config.sample.clip, self.x0_error)
+        return Sampler(**asdict(config.sample))
+
+    def draw(
+        self,
+        sampler: Sampler,
+        num: int,
+        labels: Tensor | None,
+        seed: int,
+        batch_size: int,
+        by: Draw = generate,
+        of: DiffusionModel | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The last states (num, C, H, W) of the sampler's process, from another model if given.
+
+        by: ``generate``, or what also shows or keeps the states. Raises ConfigError.
+        """
+        count("batch_size", batch_size)
+        check_range("seed", integer("seed", seed), 0, 2**63 - 1)
+        options |= {"seed": seed, "batch_size": batch_size}
+        drawing = partial(by, of or self, sampler, range(num), labels, **options)
+        return checked(drawing)[-1]  # a start or steps that the process does not have
 
     @torch.no_grad()
     def denoise(
@@ -101,7 +132,7 @@ class TrainedModel(DiffusionModel):
         """
         x = self.images("x_t", x_t, len(x_t)).to(self.device)
         t = self.timesteps("t", t, len(x))
-        labels = None if classes is None else repeat_labels(classes, len(x), self.class_names)
+        labels = self.labels(classes, len(x))
         labels = labels if labels is None else labels.to(self.device)
         network, clip = self.network, self.config.sample.clip
         x_0 = self.diffusion.denoise(lambda x, t: network(x, t, labels), x, t, clip)
@@ -117,6 +148,20 @@ class TrainedModel(DiffusionModel):
         t = self.timesteps("t", t, len(x))
         noise = image_noise(seed, range(len(x)), self.image_shape, self.device, "q_sample")()
         return self.diffusion.q_sample(x, t, noise).to(x_0.device)
+
+    def labels(self, classes: Sequence[int | str] | None, num: int) -> Tensor | None:
+        """Labels or class names, repeated cyclically up to num; None: unconditional."""
+        check_classes(classes)
+        return None if classes is None else repeat_labels(classes, num, self.class_names)
+
+    # The verbs of edit.py.
+    vary = edits.vary
+    reconstruct = edits.reconstruct
+    interpolate = edits.interpolate
+    inpaint = edits.inpaint
+    add_noise = edits.add_noise
+    remove_noise = edits.remove_noise
+    classify = edits.classify
 
     def images(self, name: str, x: Tensor, num: int) -> Tensor:
         """x as float32 (num, C, H, W). ConfigError for another shape or type, or no image."""
@@ -235,25 +280,6 @@ def repeat_labels(
     if len(labels) > num:
         raise ConfigError(f"{len(labels)} classes do not fit into {num} images: raise --num")
     return torch.tensor(labels)[torch.arange(num) % len(labels)]
-
-
-def check_classes(classes: object) -> None:
-    """ConfigError unless it is None or a list of labels or class names."""
-    listed = (
-        isinstance(classes, Sequence | Tensor | np.ndarray) and getattr(classes, "ndim", 1) == 1
-    )
-    if classes is not None and (isinstance(classes, str) or not listed):
-        raise ConfigError(f"classes must be a list of labels like [7, 7], got {classes!r}")
-
-
-def integer(name: str, value: Any) -> int:
-    """The value as an int. ConfigError for any other type, bool included."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value.item() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ConfigError(f"{name} must be an integer, got {value!r}") from e
 
 
 def check_x0_error(config: Config, path: Path, clip: bool, x0_error: Tensor | None) -> None:
