@@ -18,10 +18,11 @@ if __name__ == "__main__":  # before all other imports, which take seconds
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ FRAMES = 100  # of an animation, at most
 
 @dataclass(frozen=True)
 class CommonArgs:
-    """The flags of sample.py and evaluate.py: the checkpoint, and how many samples to draw."""
+    """The flags that scripts share: the checkpoint, and how many samples to draw."""
 
     ckpt: str
     run_root: Path
@@ -74,13 +75,18 @@ class CommonArgs:
 
 
 @dataclass(frozen=True)
-class Args(CommonArgs):
-    """The command line as it was typed, and what follows from it."""
+class DrawingArgs(CommonArgs):
+    """The flags of sample.py and edit.py: of which classes, and which files to write."""
 
     classes: str | None
     save: str
     out: Path | None
     overwrite: bool
+
+
+@dataclass(frozen=True)
+class Args(DrawingArgs):
+    """The command line as it was typed, and what follows from it."""
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -136,7 +142,7 @@ def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
     own = share_of_images(args.num, ranks)
     model = args.opened.model(device)
     sampler = Sampler(**asdict(model.config.sample))
-    check_outputs(args, ranks)
+    check_outputs(args.outputs, args.folder, args.overwrite, ranks)
     print(f"{describe_sampling(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
 
     labels = None if args.labels is None else args.labels[own]
@@ -170,45 +176,62 @@ def write(frames: list[Tensor], args: Args) -> None:
     if "grid" in args.formats:
         images.save_png(images.grid(x_0, titles=titles), folder / "grid.png")
     if "png" in args.formats:
-        for i, x in enumerate(images.to_uint8(x_0)):
-            images.save_png(x, folder / f"{i:05d}.png")
+        save_numbered(x_0, folder)
     if "gif" in args.formats:
         with whole_file(folder / "reverse_process.gif") as file:
             file.write(images.gif([images.grid(x, titles=titles) for x in frames]))
     if "npz" in args.formats:
-        arrays = {"arr_0": images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()}  # N, H, W, C
-        if args.labels is not None:
-            arrays["arr_1"] = args.labels.numpy()
-        with whole_file(folder / "samples.npz") as file:
-            np.savez_compressed(file, **arrays)
+        labels = {} if args.labels is None else {"arr_1": args.labels.numpy()}
+        save_arrays(x_0, labels, folder / "samples.npz")
 
 
-def check_outputs(args: Args, ranks: Ranks) -> None:
+def save_numbered(x_0: Tensor, folder: Path) -> None:
+    """Images (N, C, H, W) in [-1, 1] as 00000.png and so on."""
+    for i, x in enumerate(images.to_uint8(x_0)):
+        images.save_png(x, folder / f"{i:05d}.png")
+
+
+def save_arrays(x_0: Tensor, more: Mapping[str, np.ndarray], path: Path) -> None:
+    """Images (N, C, H, W) in [-1, 1] as arr_0, uint8 (N, H, W, C), with further arrays."""
+    with whole_file(path) as file:
+        pixels = images.to_uint8(x_0).permute(0, 2, 3, 1).numpy()
+        np.savez_compressed(file, arr_0=pixels, **more)
+
+
+def check_outputs(paths: Sequence[Path], folder: Path, overwrite: bool, ranks: Ranks) -> None:
     """ConfigError if an output exists or the folder is not writable; called before sampling."""
     try:
-        for path in args.outputs:
-            if path.exists() and not args.overwrite:
+        for path in paths:
+            if path.exists() and not overwrite:
                 raise ConfigError(f"{path} exists: choose another --out, or --overwrite")
         if ranks.first:
-            check_writable(args.folder)
+            check_writable(folder)
     except OSError as e:
-        raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
+        raise ConfigError(f"cannot write to --out {folder}: {e.strerror}") from e
 
 
 def default_folder(args: Args) -> Path:
     """A folder in the run's logs, named by the sampling settings that are not the default."""
     c = args.opened.config.sample
-    step = args.opened.content["step"]
-    parts = [f"samples_step{step}", f"{c.sampler}{c.steps}", f"seed{args.seed}"]
-    if args.num != NUM:
-        parts.append(f"num{args.num}")
+    own = [f"num{args.num}"] if args.num != NUM else []
+    return named_folder(args, "samples", [f"{c.sampler}{c.steps}", f"seed{args.seed}", *own])
+
+
+def named_folder(args: DrawingArgs, kind: str, parts: Sequence[str]) -> Path:
+    """kind_stepN_..., with the classes and the settings of sampling, in the run's logs."""
+    c, words = args.opened.config.sample, [f"{kind}_step{args.opened.content['step']}", *parts]
     if args.classes is not None:
-        parts.append("classes" + re.sub(r"[^\w,-]+", "-", args.classes)[:40])
+        words.append("classes" + in_a_name(args.classes))
     for f in fields(c):
         if f.name not in ("sampler", "steps") and (value := getattr(c, f.name)) != f.default:
-            words = map(str, value) if isinstance(value, tuple) else [str(value)]
-            parts.append(f.name + "-".join(words))
-    return runs.logs_of(args.opened.path) / "_".join(parts)
+            numbers = map(str, value) if isinstance(value, tuple) else [str(value)]
+            words.append(f.name + "-".join(numbers))
+    return runs.logs_of(args.opened.path) / "_".join(words)
+
+
+def in_a_name(text: str) -> str:
+    """What was typed, as a part of a file's name."""
+    return re.sub(r"[^\w,-]+", "-", text)[:40]
 
 
 def parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | None:
@@ -218,15 +241,16 @@ def parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | N
     return match_classes(text.split(","), class_names)
 
 
-def add_flags(parser: Parser, num: int) -> None:
-    """The flags of CommonArgs but --ckpt."""
+def add_flags(parser: Parser, num: int | None, what: str = "images to draw") -> None:
+    """The flags of CommonArgs but --ckpt; num: the default of --num, None: no such flag."""
     parser.add_argument(
         "--run-root",
         type=typed_path,
         default=RUN_ROOT,
         help="folder of the runs that names and `latest` refer to [%(default)s]",
     )
-    parser.add_argument("--num", type=int, default=num, help="images to draw [%(default)s]")
+    if num is not None:
+        parser.add_argument("--num", type=int, default=num, help=f"{what} [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     parser.add_argument(
         "--batch-size", type=int, default=100, help="images per batch [%(default)s]"
@@ -234,16 +258,36 @@ def add_flags(parser: Parser, num: int) -> None:
     parser.add_argument("--device", default="auto", help=f"{DEVICES} [auto]")
 
 
-def parse(parser: Parser, argv: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The script's own flags, and the typed settings of SampleConfig; numbers in their ranges."""
+def add_output_flags(parser: Parser, formats: Sequence[str]) -> None:
+    """The flags of DrawingArgs but --classes."""
+    parser.add_argument("--out", type=typed_path, help="folder to write to [beside the run's logs]")
+    parser.add_argument("--save", default="grid", help=f"any of {','.join(formats)} [%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
+
+
+def parse(
+    parser: Parser, argv: list[str] | None, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The script's own flags, and the typed settings of SampleConfig; numbers in their ranges.
+
+    defaults: settings that stand in for the checkpoint's, for --help.
+    """
     where = parser.wants_help(argv, "--ckpt")
     stored = stored_settings(where, parser.wants_help(argv, "--run-root") or RUN_ROOT)
     own, typed = parser.parse(
-        argv, [stored or Config().sample], default=None if stored else "the checkpoint's"
+        argv,
+        [replace(stored or Config().sample, **defaults)],
+        default=None if stored else "the checkpoint's",
     )
-    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
-        check_range(flag(name), own[name], least, most)
+    check_numbers(own)
     return own, typed
+
+
+def check_numbers(own: Mapping[str, Any]) -> None:
+    """ConfigError for a number of the flags of CommonArgs out of its range."""
+    for name, least, most in (("num", 1, 10**7), ("batch_size", 1, 10**7), ("seed", 0, 2**63 - 1)):
+        if name in own:
+            check_range(flag(name), own[name], least, most)
 
 
 def stored_settings(where: str | None, run_root: str | Path) -> SampleConfig | None:
@@ -296,9 +340,7 @@ def parse_args(argv: list[str] | None) -> Args:
     parser.add_argument(
         "--classes", help="7, 0-9, 3,1,4 or cat,dog, repeated up to --num [all classes]"
     )
-    parser.add_argument("--out", type=typed_path, help="folder to write to [beside the run's logs]")
-    parser.add_argument("--save", default="grid", help="any of grid,png,gif,npz [%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="overwrite existing files")
+    add_output_flags(parser, FORMATS)
     own, typed = parse(parser, argv)
     args = Args(**own, settings=typed)
     check(args)

@@ -17,6 +17,7 @@ from faults import (
     two_at_a_time,
 )
 
+import edit
 import evaluate
 import sample
 import train
@@ -35,6 +36,11 @@ OPTIONS = {
         *("--ckpt", "--run-root", "--num", "--classes", "--seed", "--batch-size", "--device"),
         *("--out", "--save", "--sampler", "--steps", "--variance", "--eta", "--guidance"),
         *("--guidance-interval", "--clip", "--overwrite", "--unknown"),
+    ],
+    edit: [
+        *("--ckpt", "--run-root", "--num", "--classes", "--seed", "--batch-size", "--device"),
+        *("--out", "--save", "--sampler", "--steps", "--eta", "--guidance", "--clip", "--mask"),
+        *("--jump", "--resample", "--data-root", "--overwrite", "--unknown"),
     ],
     evaluate: [
         *("--ckpt", "--run-root", "--num", "--seed", "--batch-size", "--device", "--data-root"),
@@ -63,6 +69,7 @@ def cases(script, ckpt: str, every: int) -> list[list[str]]:
         train: smoke,
         sample: [*draw, "--out", "out"],
         evaluate: [*draw, "--only", "scores,held-out"],
+        edit: ["inpaint", "test:0", *draw, "--mask", "left", "--out", "out", "--resample", "2"],
     }
     found = []
     for option in OPTIONS[script]:
@@ -90,7 +97,7 @@ def attempt(script, argv: list[str]) -> str | None:
     there = set(os.listdir()) - ({argv[-1]} if argv[-2] == "--out" else set())
     if code == 2 and (len(lines) != 1 or there):
         return f"said {lines} and left {there}"
-    if code not in (0, 2) or (code == 0 and script is not sample and there):
+    if code not in (0, 2) or (code == 0 and script not in (sample, edit) and there):
         return f"exit code {code}, {lines}, left {there}"
     return None
 
@@ -99,7 +106,7 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
     """In a process of its own, with a limit on memory, so that a bad value can harm nobody."""
     child_prelude()
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
-    script = {"train": train, "sample": sample, "evaluate": evaluate}[name]
+    script = {"train": train, "sample": sample, "evaluate": evaluate, "edit": edit}[name]
     with open(report, "w") as file:
         for argv in cases(script, ckpt, every)[half::2]:
             with folder() as where:
@@ -112,7 +119,7 @@ def fuzz(name: str, ckpt: str, every: int, half: int, report: str, tried) -> Non
 
 
 @pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "edit"])
 def test_nonsense_is_answered_in_one_line(name, every, tmp_path):
     with folder() as where:
         assert run(where, AGAIN).code == 0

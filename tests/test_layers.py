@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "data", "diffusion", "models"},
     {"training", "evaluation"},
     {"sample"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "edit"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -100,7 +100,13 @@ def test_what_is_unguarded_is_found():
 
 
 def test_the_root_holds_scripts_and_config_alone():
-    assert {path.stem for path in ROOT.glob("*.py")} == {"train", "sample", "evaluate", "config"}
+    assert {path.stem for path in ROOT.glob("*.py")} == {
+        "train",
+        "sample",
+        "evaluate",
+        "edit",
+        "config",
+    }
 
 
 def test_config_imports_no_torch():
@@ -115,7 +121,7 @@ def test_init_files_only_re_export():
 
 def test_starting_up_does_not_import_what_takes_seconds():
     slow = "{'torchvision', 'torch._dynamo', 'sympy', 'triton', 'tensorboard'}"
-    code = f"import sys, train, sample, evaluate; print(sorted({slow} & sys.modules.keys()))"
+    code = f"import sys, train, sample, evaluate, edit; print(sorted({slow} & sys.modules.keys()))"
     command = [sys.executable, "-c", f"{code}; import sympy; {code}"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     before, after = found.splitlines()
