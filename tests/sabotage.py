@@ -626,17 +626,6 @@ def stop_once_scheduled(milliseconds: int) -> None:
     before_step(lambda state: state.schedule and os.kill(os.getpid(), signal.SIGTERM))
 
 
-def stop_after_a_fifth(milliseconds: int) -> None:
-    """SIGTERM comes in a step behind a fifth of the schedule."""
-    steps_take(milliseconds)
-
-    def stop(state) -> None:
-        if state.schedule and state.step > state.schedule.total_steps / 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before_step(stop)
-
-
 def stop_once_refitted(steps: int) -> None:
     """SIGTERM comes so many steps after the schedule of --max-minutes was fitted anew."""
     busy_at_first(6)

@@ -145,9 +145,9 @@ def test_the_same_minutes_again_keep_the_schedule_and_others_do_not():
         schedule, step = newest(where)["scheduler"], newest(where)["step"]
         assert step < schedule["total_steps"]
         copy = shutil.copytree(where / "Logs_Checkpoints", where / "copy")
-        ended = run(where, flags, "sabotage.steps_take", 230)  # of which fewer would fit
+        ended = run(where, flags, "sabotage.steps_take", 220)  # as long, within a fifth
         assert ended.code == 0, ended.err
-        assert newest(where)["scheduler"] | {"checked": False} == schedule
+        assert newest(where)["scheduler"] == schedule
         assert newest(where)["step"] == schedule["total_steps"]
 
         other = ["--run-root", str(copy), "--resume", "auto", "--max-minutes", "0.05", *HERE]

@@ -169,8 +169,9 @@ def test_no_more_steps_would_fit_into_the_minutes(done):
         return steps + sum(map(validation_schedule.cost, within)) + at_end if steps else 0
 
     for minutes in (n + 0.2 for n in range(60)):
-        steps = clock.steps_left(minutes / (1 - RESERVE), done, validation_schedule)
+        steps = clock.steps_within(60 * minutes, done, validation_schedule)
         assert taken(steps) <= minutes < taken(steps + 1)
+    assert clock.steps_within(-60.0, done, validation_schedule) == 0  # the minutes are over
 
 
 def test_the_best_checkpoint_is_kept(few_digits, monkeypatch):

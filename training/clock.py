@@ -3,7 +3,6 @@
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -55,7 +54,6 @@ class Clock:
         self.steps, self.fits, self.timer = 0, 0, StepTimer()
         self.step_seconds: float | None = None
         self.before = 0.0  # seconds of the run before this process
-        self.used = 0.0  # those of them that --max-minutes counts
         self.agree_at = 0  # the step after which the ranks agree next
 
     def after_step(self, state: TrainState, stop: StopSignal) -> Due:
@@ -71,8 +69,8 @@ class Clock:
         known = self.step_seconds
         measured = ranks.first and self.measure(state)
         refit = measured and self.refit_is_due(state)
-        if measured and self.fits == 1 and not refit:
-            state.schedule = replace(state.schedule, checked=True)
+        if measured and not refit and self.resumes_unrefitted(state):
+            self.fits = 1  # from now on as in the process that fitted it
         speed = refit or (measured and known is None)
         save = ranks.first and self.clock() - self.saved > 60 * c.save_minutes
         log = ranks.first and self.clock() - self.lapped > LOG_SECONDS
@@ -129,39 +127,38 @@ class Clock:
             return state.schedule is None
         return self.fits == 1 and not agree(self.total_steps(state), state.schedule.total_steps)
 
+    def resumes_unrefitted(self, state: TrainState) -> bool:
+        """Whether an earlier process fitted the schedule, and none has fitted it anew."""
+        fitted = state.config.train.max_minutes and state.minutes_since is not None
+        return bool(fitted and self.fits == 0 and state.schedule.replanned is None)
+
     def fit_schedule(self, state: TrainState) -> LRSchedule:
         """The longest schedule that ends within --max-minutes, or the rest of an earlier one."""
         c, self.fits = state.config.train, self.fits + 1
         total = state.ranks.from_first(lambda: self.total_steps(state))
         if state.schedule is None:
-            return replace(LRSchedule.over(total, c.warmup_steps, c.decay), checked=False)
+            return LRSchedule.over(total, c.warmup_steps, c.decay)
         return state.schedule.refit(state.step, total)
 
     def total_steps(self, state: TrainState) -> int:
         """The steps of the run that ends in time."""
         c, step = state.config.train, state.step
-        left = self.steps_left(c.max_minutes, step, state.validation_schedule)
+        seconds = 60 * c.max_minutes * (1 - RESERVE) - (self.seconds - state.minutes_since)
+        left = self.steps_within(seconds, step, state.validation_schedule)
         return min(step + left, state.epochs.limit(c))
 
-    def steps_left(self, max_minutes: float, step: int, validations: ValidationSchedule) -> int:
+    def steps_within(self, seconds: float, step: int, validations: ValidationSchedule) -> int:
         """How many more steps fit after this one, with their validations."""
-        seconds = 60 * max_minutes * (1 - RESERVE) - self.used - (self.clock() - self.began)
         budget = max(0.0, seconds / self.step_seconds)  # in training steps
 
         def needed(steps: int) -> float:
             return steps + validations.cost_within(step, step + steps)
 
-        return bisect_right(range(int(budget) + 1), budget, key=needed) - 1
+        return max(0, bisect_right(range(int(budget) + 1), budget, key=needed) - 1)
 
     def start(self, state: TrainState) -> None:
-        """The first step comes next; what earlier parts of the run took stands in the state.
-
-        A run that was stopped before its schedule could be measured again does so now.
-        """
+        """The first step comes next; what earlier parts of the run took stands in the state."""
         self.before, self.began = state.seconds, self.clock()
-        schedule, minutes = state.schedule, state.config.train.max_minutes
-        if minutes and schedule and not schedule.checked:
-            self.fits, self.used = 1, state.seconds
         self.go_on()
 
     def go_on(self) -> None:

@@ -120,15 +120,13 @@ DECAYS: dict[str, Callable[[float], float]] = {
 class LRSchedule:
     """Warm-up, then decay to the last step: a pure function of the step.
 
-    replanned: the step from which total_steps holds, and how many it was until then. checked: False
-    while the speed that it was fitted to was not measured again.
+    replanned: the step from which total_steps holds, and how many it was until then.
     """
 
     total_steps: int
     warmup_steps: int
     decay: str
     replanned: tuple[int, int] | None = None
-    checked: bool = True
 
     @classmethod
     def over(cls, total_steps: int, warmup_steps: int, decay: str) -> Self:
@@ -137,9 +135,7 @@ class LRSchedule:
 
     def refit(self, step: int, total_steps: int) -> Self:
         """Another end: what is left of the curve after this step, stretched or compressed to it."""
-        return replace(
-            self, total_steps=total_steps, replanned=(step, self.total_steps), checked=True
-        )
+        return replace(self, total_steps=total_steps, replanned=(step, self.total_steps))
 
     def factor(self, step: float) -> float:
         """What step 1 ... total_steps multiplies the learning rate with; (0, 1]."""

@@ -46,6 +46,7 @@ class TrainState:
     schedule: LRSchedule | None = None  # None with --max-minutes until the throughput is known
     step: int = 0
     seconds: float = 0.0  # that the run has taken, see Clock.seconds
+    minutes_since: float | None = 0.0  # the seconds from which --max-minutes counts, where known
     best: dict[str, float] | None = None  # step, loss and points of the lowest held-out loss
     best_score: dict[str, float] | None = None  # step and score of the lowest Fréchet distance
     x0_error: Tensor | None = None  # of the EMA weights by t, (T + 1,), where it was measured
@@ -175,6 +176,7 @@ class TrainState:
             "optimizer": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scheduler": self.schedule and asdict(self.schedule),
             "seconds": self.seconds,
+            "minutes_since": self.minutes_since,
             "best": self.best,
             "best_score": self.best_score,
             "changes": self.changes,
@@ -214,8 +216,13 @@ class TrainState:
             sums = {"loss_moments": self.moments.sums}
             checkpoint.check_fits(path, "state", {"loss_moments": ckpt["loss_moments"]}, sums)
             self.moments.sums.copy_(ckpt["loss_moments"])
-        if ckpt["scheduler"] and not resumed.reschedule:
+        if resumed.reschedule:
+            self.minutes_since = self.seconds
+        elif ckpt["scheduler"]:
             self.schedule = LRSchedule(**ckpt["scheduler"])
+            self.minutes_since = ckpt.get("minutes_since")  # None in those of earlier versions
+        else:
+            self.minutes_since = ckpt.get("minutes_since", self.seconds)
 
 
 def flipped(

@@ -18,15 +18,16 @@ class StepTimer:
         self.began = work, now
 
     def end(self, work: float, now: float) -> float | None:
-        """End a measurement and begin the next: the mean of the last two, None unless they agree.
+        """End a measurement and begin the next: the seconds, None unless it agrees with the last.
 
+        Not the mean of both: where the machine became free on the way, that was in the earlier one.
         work: the training steps since the start, and validations in units of them; now: seconds.
         """
         before, (done, since) = self.seconds, self.began
         self.seconds, self.began = (now - since) / (work - done), (work, now)
         if before is None or not agree(before, self.seconds):
             return None
-        return (before + self.seconds) / 2
+        return self.seconds
 
 
 def agree(a: float, b: float) -> bool:
