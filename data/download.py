@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,21 +21,21 @@ MAX_BYTES = 2**26
 
 
 @contextmanager
-def download_lock(root: Path) -> Iterator[None]:
+def download_lock(root: Path) -> Iterator[bool]:
     """Of all processes of this machine that download to this root, one is inside ``with``.
 
-    The system lets go of the lock when a process is killed. Its file lies in the folder for
-    temporary files, as the root may not exist yet; where it cannot be locked, as it is another
-    user's, each process downloads for itself.
+    The system releases the lock when a process is killed. It is a file in the folder of temporary
+    ones, which can be written where the folders around the root cannot, and is left there: deleted,
+    it might be locked by one process and made anew by another. False where there can be no lock:
+    then each process downloads for itself.
     """
-    key = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"download-{key}.lock")
-    with suppress(OSError, NotImplementedError):
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+    with ExitStack() as stack:
+        held = False
+        with suppress(OSError, NotImplementedError):  # the latter where the system has no locks
+            path = Path(tempfile.gettempdir(), f"ddpm-download-{name}.lock")
+            held = bool(stack.enter_context(FileLock(path)))
+        yield held
 
 
 def check_online(urls: Sequence[str], timeout: float = DNS_TIMEOUT) -> None:

@@ -97,7 +97,9 @@ def read_file(files: IdxFiles, root: Path, name: str, download: bool) -> bytes:
         return content
     if download:
         try:
-            with download_lock(root):
+            with download_lock(root) as alone:
+                if alone:  # else another process may be writing one of them
+                    remove_partial(folder)
                 content, _ = read_from_disk(files, folder, name)  # another process was faster
                 return fetch(files, folder, name) if content is None else content
         except (OSError, http.client.HTTPException, DataError) as e:
@@ -200,8 +202,7 @@ def fetch(files: IdxFiles, folder: Path, name: str) -> bytes:
 
 
 def store(path: Path, content: bytes) -> None:
-    """Write a whole file or none, and delete what killed downloads left. Raises OSError."""
+    """Write a whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_partial(path.parent)
     with whole_file(path) as file:
         file.write(content)

@@ -2,14 +2,16 @@
 
 import gzip
 import os
+import queue
 import random
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,8 +19,9 @@ import pytest
 from faults import FORK, count, two_at_a_time
 from test_datasets import NAMES, NOWHERE, mnist_files, open_mnist, small_mnist
 
+import data.idx
 from data import DATASETS, DataNotFound, DataOptions, Loading, load_splits
-from data.download import check_online
+from data.download import check_online, download_lock
 
 PACKED = {f"/{name}.gz": gzip.compress(content) for name, content in mnist_files().items()}
 SECONDS = 60  # after which a process counts as hanging
@@ -141,28 +144,73 @@ def test_missing_and_damaged_files_are_downloaded_once(tmp_path):
     assert not list(raw.glob(".*"))
 
 
-def download(root: str, url: str, barrier=None) -> None:
+def download(root: str, url: str, barrier=None, locked: bool = True) -> None:
     """In a process of its own, as soon as all are at the barrier."""
+    if not locked:
+        data.idx.download_lock = lambda _: nullcontext(False)
     if barrier:
         barrier.wait(SECONDS)
     assert len(open_mnist(Path(root), small_mnist(url))) == 20
 
 
-def test_eight_processes_download_once(tmp_path):
+def asked_by_eight(root: Path, locked: bool = True) -> list[str]:
+    """What a mirror is asked for by eight processes that need the same files at the same time."""
+
     def slowly(handler, content: bytes) -> None:
         time.sleep(0.3)
         answer(handler, content)
 
     with server(slowly) as (url, asked):
-        arguments = (str(tmp_path / "root"), url, FORK.Barrier(8))
+        arguments = (str(root), url, FORK.Barrier(8), locked)
         processes = [FORK.Process(target=download, args=arguments) for _ in range(8)]
         for process in processes:
             process.start()
         for process in processes:
             process.join(SECONDS)
         assert [process.exitcode for process in processes] == [0] * 8
-        assert sorted(asked) == sorted(f"/{name}.gz" for name in NAMES)
-    count("8 processes download at once", 8, 8, "each file asked for once, all have it")
+    return sorted(asked)
+
+
+ONCE = sorted(f"/{name}.gz" for name in NAMES)
+
+
+@pytest.mark.parametrize("trials", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_eight_processes_download_once(tmp_path, trials):
+    hits = sum(asked_by_eight(tmp_path / str(i)) == ONCE for i in range(trials))
+    assert hits == trials
+    n = 8 * trials
+    count("8 processes download at once", n, 8 * hits, "each file asked for once, all have it")
+
+
+def test_without_the_lock_each_would_download(tmp_path):
+    """The control; they do not disturb one another."""
+    assert len(asked_by_eight(tmp_path / "root", locked=False)) > len(ONCE)
+
+
+def test_a_root_has_one_lock_whatever_it_is_called(tmp_path):
+    (tmp_path / "link").symlink_to("root")
+    inside = queue.Queue()
+
+    def enter(name: str) -> None:
+        with download_lock(tmp_path / name):
+            inside.put(name)
+
+    with download_lock(tmp_path / "root"):  # which need not exist
+        threads = [threading.Thread(target=enter, args=(n,)) for n in ("link", "another")]
+        for thread in threads:
+            thread.start()
+        assert inside.get(timeout=SECONDS) == "another"  # control
+        with pytest.raises(queue.Empty):
+            inside.get(timeout=0.2)
+    assert inside.get(timeout=SECONDS) == "link"
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_where_no_lock_can_be_made_each_process_downloads_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing" / "folder"))
+    (tmp_path / "missing").touch()
+    with server() as (url, _):
+        assert len(open_mnist(tmp_path / "root", small_mnist(url))) == 20
 
 
 def kill_and_repair(root: Path, seed: int) -> None:

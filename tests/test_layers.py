@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -57,17 +57,8 @@ POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "t
 POSIX = {"fork", "forkpty", "geteuid", "getloadavg", "getuid", "killpg", "mkfifo", "nice", "setsid"}
 POSIX |= {"O_DIRECTORY", "O_NOFOLLOW", "pipe2", "posix_fadvise", "register_at_fork", "statvfs"}
 POSIX |= {"sched_getaffinity", "sched_setaffinity", "sysconf", "uname", "wait4", "waitid"}
-POSIX |= {
-    "SIGALRM",
-    "SIGHUP",
-    "SIGKILL",
-    "SIGQUIT",
-    "SIGSTOP",
-    "SIGUSR1",
-    "SIGUSR2",
-    "SIGXCPU",
-    "alarm",
-}
+POSIX |= {"SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+POSIX |= {"alarm"}
 GUARDS = ast.Try | ast.If | ast.IfExp
 
 
@@ -97,6 +88,21 @@ def test_what_is_unguarded_is_found():
     assert set(unguarded(ast.parse(use))) == {"fcntl", "sysconf"}
     use = "try:\n    import fcntl\nexcept ImportError:\n    pass\nx = os.fork if y else 1"
     assert set(unguarded(ast.parse(use))) == set()
+
+
+def not_required(sources: Iterable[str | bytes]) -> set[str]:
+    """The packages that these sources import and requirements.txt does not name."""
+    lines = (ROOT / "requirements.txt").read_text().split()
+    listed = {line.partition(">=")[0] for line in lines}
+    own = {*sys.stdlib_module_names, *FLOOR, "."}
+    names = {name for source in sources for name in imported(source)} - own
+    return {name for name in names if {"PIL": "pillow"}.get(name, name) not in listed}
+
+
+def test_what_is_imported_is_required():
+    """By itself, as another package may cease to bring it."""
+    assert not_required(path.read_bytes() for _, path in rooms()) == set()
+    assert not_required(["import os, torch, scipy.linalg\nfrom PIL import Image"]) == {"scipy"}
 
 
 def test_the_root_holds_scripts_and_config_alone():
