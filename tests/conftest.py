@@ -27,6 +27,12 @@ def real_mnist() -> Path:
 
 
 @pytest.fixture
+def trial(request) -> int:
+    """The number of a repetition, for faults.a_dozen_times."""
+    return request.param
+
+
+@pytest.fixture
 def few_digits(monkeypatch, tmp_path) -> Path:
     """An empty folder to run in, where the data set `digits` has 100 images."""
     monkeypatch.setitem(data.datasets.DATASETS, "digits", faults.few_digits)

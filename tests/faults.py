@@ -74,6 +74,13 @@ def count(fault: str, trials: int, hits: int, outcome: str) -> None:
     ROWS.append((fault, trials, hits, outcome))
 
 
+def a_dozen_times(test: Callable) -> Callable:
+    """A test that is done once in the fast tier, and twelve times more in the slow one."""
+    trials = [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 13))]
+    repeated = pytest.mark.parametrize("trial", trials, indirect=True)(test)
+    return pytest.mark.usefixtures("trial")(repeated)
+
+
 def table() -> list[str]:
     """All that was noted, as Markdown: a row for each fault, whichever tests counted it."""
     merged: dict[str, tuple[int, int, str]] = {}

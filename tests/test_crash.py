@@ -38,7 +38,7 @@ from utils.seeding import permutation
 
 NAMES = "SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU"
 STOP = [getattr(signal, name) for name in re.findall("SIG[A-Z0-9]+", NAMES)]
-SCRIPTS = ("train", "sample", "evaluate")
+SCRIPTS = ("train", "sample", "evaluate", "edit")
 RUN_ROOT = "Logs_Checkpoints"
 
 

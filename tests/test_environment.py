@@ -25,6 +25,7 @@ from faults import (
     STEPS,
     Ended,
     Process,
+    a_dozen_times,
     checkpoints,
     child_prelude,
     count,
@@ -69,6 +70,7 @@ def one_line(error: str, *words: str) -> None:
         assert word in error
 
 
+@a_dozen_times
 @pytest.mark.parametrize(
     ("hook", "argument", "cause"),
     [
@@ -91,6 +93,7 @@ def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(hook, argument, ca
         count(f"a full disk: {cause}", 1, 1, "one line, exit code 1, earlier checkpoints intact")
 
 
+@a_dozen_times
 def test_a_vanished_checkpoint_folder_is_one_line():
     with folder() as where:
         ended = run(where, AGAIN, "sabotage.remove_checkpoints", 7)
@@ -119,6 +122,7 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(limits
         count("a checkpoint larger than the memory", len(limits), len(limits), end)
 
 
+@a_dozen_times
 def test_curves_that_cannot_be_written_do_not_cost_the_run():
     with folder() as where, folder() as other:
         ended = run(where, AGAIN, "sabotage.remove_logs", 7)
@@ -254,6 +258,7 @@ def refuse_threads() -> None:
         assert not (where / "other").exists()
 
 
+@a_dozen_times
 @needs_nobody
 def test_a_folder_that_may_not_be_written_is_one_line_before_any_work():
     with folder() as where:
@@ -322,6 +327,7 @@ def prune_as_nobody(where: str) -> None:
     checkpoint.prune(Path(where), best=(), keep=2)
 
 
+@a_dozen_times
 @needs_nobody
 def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
     with folder() as where:
@@ -338,6 +344,7 @@ def test_a_checkpoint_that_cannot_be_deleted_only_takes_space():
         count("a checkpoint that cannot be deleted", 1, 1, "it stays, the run continues")
 
 
+@a_dozen_times
 def test_a_run_has_one_writer():
     with folder() as where:
         first = Process(where, AGAIN)
@@ -466,6 +473,7 @@ def test_runs_that_start_together_get_numbers_of_their_own(tmp_path, rounds):
     count("16 runs that start together", 16 * rounds, 16 * rounds, end)
 
 
+@a_dozen_times
 def test_what_is_not_finite_stops_the_run_and_never_reaches_a_checkpoint():
     first = "first output that is not finite: "
     for hook, blame in (
@@ -493,6 +501,7 @@ def test_two_steps_that_are_not_finite_are_skipped_and_named():
         assert len(verified(where)) >= 2
 
 
+@a_dozen_times
 def test_a_learning_rate_that_explodes_leaves_only_good_checkpoints():
     with folder() as where:
         ended = run(where, AGAIN, "sabotage.explode", 11)
@@ -577,6 +586,7 @@ def killed_thrice(where: Path, hook: str = "") -> None:
     assert run(where, flags, hook).code == 0
 
 
+@a_dozen_times
 def test_every_step_is_in_the_curves_once_and_in_order_after_three_kills():
     with folder() as where:
         killed_thrice(where)
@@ -585,7 +595,9 @@ def test_every_step_is_in_the_curves_once_and_in_order_after_three_kills():
         accumulator = EventAccumulator(str(where / LOGS)).Reload()
         pictures = [event.step for event in accumulator.Images("samples/grid")]
         assert pictures == [5, 10, 15, 20]
-        count("3 SIGKILLs, curves read by TensorBoard", 3, 3, "every step once, in order")
+        count(
+            "3 SIGKILLs, curves read by TensorBoard's own reader", 3, 3, "every step once, in order"
+        )
 
 
 def test_a_torn_record_at_the_end_of_the_curves_costs_nothing_else():
@@ -703,7 +715,8 @@ def test_it_runs_where_a_system_lacks_what_linux_has(names):
         assert process.exitcode == 0, out
         assert list(checkpoints(where)) == [4, 5]
         assert "grid.png" in out
-        count("a system without what Linux has", 1, 1, "trains, resumes and samples")
+        end = "trains, resumes and samples in a spawned process"
+        count("a system that lacks one of 14 things that Linux has, or all", 1, 1, end)
 
 
 @pytest.mark.slow
@@ -715,7 +728,8 @@ def test_what_is_tested_on_other_systems_needs_nothing_that_they_lack(tmp_path):
     process.start()
     process.join(5 * SECONDS)
     assert process.exitcode == 0, (tmp_path / "out").read_text()
-    count("the tests for other systems, without what Linux has", 1, 1, "they pass")
+    end = "they pass"
+    count("the tests that other systems run, on one without what Linux has", 1, 1, end)
 
 
 def memory_and_handles(pid: int) -> tuple[float, int]:

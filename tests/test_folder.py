@@ -550,7 +550,8 @@ def test_random_faults_give_a_line_each(tmp_path, each):
     assert line == f"left out: {bad} damaged"
     assert total // 3 < bad < total
     assert len(train_set) + len(test_set) == total + 2 - bad
-    count("images with random faults, over 18 formats", total, total, "read, or named in one line")
+    end = "read, or left out and counted; without --skip-damaged one line"
+    count("an image file with random faults, 18 formats", total, bad, end)
 
 
 def test_a_file_damaged_later_is_replaced_and_counted(tmp_path, capsys):

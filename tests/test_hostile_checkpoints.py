@@ -17,7 +17,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import AGAIN, FORK, checkpoints, count, folder, needs_nobody, newest, run, two_at_a_time
+from faults import (
+    AGAIN,
+    FORK,
+    a_dozen_times,
+    checkpoints,
+    count,
+    folder,
+    needs_nobody,
+    newest,
+    run,
+    two_at_a_time,
+)
 
 import sample
 from utils import checkpoint, pytree
@@ -347,6 +358,7 @@ def test_whatever_is_named_the_answer_is_one_line(tmp_path, capsys):
         assert str(path) in error
 
 
+@a_dozen_times
 @needs_nobody
 def test_a_checkpoint_that_may_not_be_read_is_one_line(real):
     with folder() as where:

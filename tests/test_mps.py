@@ -1,8 +1,10 @@
 """--device mps: no float64 goes to it. Pretended, as there is no such device here."""
 
+from itertools import product
+
 import pytest
 import torch
-from faults import DRAWN, NETWORK, opener, store_classifier
+from faults import DRAWN, NETWORK, count, opener, store_classifier
 from pretend_mps import MPS, pretend_mps
 
 import data.datasets
@@ -27,6 +29,24 @@ def test_training_sampling_and_evaluation_keep_float64_off_the_device(few_digits
             assert sample.main([*latest, "--sampler", *own, "--out", own[0]]) == 0
         assert evaluate.main(latest) == 0
     assert violations == []
+
+
+CHOICES = list(product(("v", "eps", "x0"), ("muon", "adamw"), ("simple", "min-snr")))
+
+
+@pytest.mark.slow
+def test_no_choice_of_training_brings_float64_to_the_device(few_digits):
+    seen = 0
+    for i, (prediction, optimizer, loss) in enumerate(CHOICES):
+        chosen = ["--prediction", prediction, "--optimizer", optimizer, "--loss", loss]
+        run = ["--max-steps", "2", "--timesteps", "10", "--run-root", str(few_digits / str(i))]
+        with pretend_mps() as violations:
+            assert train.main([*NETWORK, *ON_MPS, *chosen, *run]) == 0
+        assert violations == []
+        seen += (few_digits / str(i) / "checkpoints/version_0/step_00000002.pt").exists()
+    assert seen == len(CHOICES) == 12
+    end = "no float64, nothing on two devices"
+    count("--device mps, pretended: training with each kind of loss", 12, seen, end)
 
 
 def test_what_goes_to_the_device_is_seen():

@@ -193,15 +193,16 @@ def test_it_runs_where_python_has_no_path_to_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isolated", ["-I", ""], ids=["isolated", "PYTHONSAFEPATH"])
+@pytest.mark.parametrize("isolated", ["-I", "", "-P", "-I -B"])  # "": PYTHONSAFEPATH
 def test_every_script_runs_where_python_has_no_path_to_it(tmp_path, isolated):
     options = {"isolated": isolated, "where": tmp_path}
     out = script("train.py", *SMOKE.split(), "--run-root", "ein Übungsordner", **options)
     *_, root = shlex.split(out.splitlines()[-1].partition("draw images: ")[2])
-    assert root.isascii() == (not isolated)  # -I ignores what the terminal can show
+    assert root.isascii() == ("-I" not in isolated)  # -I ignores what the terminal can show
     latest = ["--ckpt", "latest", "--run-root", "ein Übungsordner", "--num", "4"]
     assert "metrics.json" in script("evaluate.py", *latest, "--only", "held-out", **options)
     assert "grid.png" in script("sample.py", *latest, **options)
+    count("python -I, -P or PYTHONSAFEPATH, from another folder", 3, 3, "all three scripts finish")
 
 
 def test_a_signal_handler_is_left_as_it_was():

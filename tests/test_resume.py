@@ -9,6 +9,7 @@ from faults import (
     NETWORK,
     SMALL,
     STEPS,
+    a_dozen_times,
     checkpoints,
     count,
     folder,
@@ -29,6 +30,7 @@ def contents(where: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
 
 
+@a_dozen_times
 def test_going_back_to_an_older_checkpoint_keeps_the_newer_ones_out_of_the_way():
     """Otherwise --resume auto would take up the run that was left."""
     with folder() as where:
@@ -156,6 +158,7 @@ def test_the_same_minutes_again_keep_the_schedule_and_others_do_not():
         assert step < checkpoint.load(path)["step"] < schedule["total_steps"]  # control
 
 
+@a_dozen_times
 def test_a_skipped_step_does_not_keep_the_run_from_saving():
     """Within the epoch as well, where its losses were noted and not yet written."""
     with folder() as where:

@@ -1,5 +1,6 @@
 """Run folders: one number for both trees, never shared."""
 
+import itertools
 import json
 import os
 import shutil
@@ -163,16 +164,12 @@ def repository(request, tmp_path):
     return root
 
 
-def test_the_revision_is_that_of_this_repository(repository, monkeypatch):
-    """And not of one that surrounds it, or that a variable names."""
+def test_the_revision_is_that_of_this_repository(repository):
+    """And not of one that surrounds it."""
     (repository / "inner").mkdir()
     assert runs.git_revision(repository / "inner") == "unknown"
     revision = runs.git_revision(repository)
     assert len(revision) == 12  # control
-    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
-    monkeypatch.setenv("GIT_WORK_TREE", str(repository))
-    assert runs.git_revision(repository / "inner", 4.0) == "unknown"
-    monkeypatch.undo()
     (repository / "file").write_text("changed")
     runs.git_revision.cache_clear()
     assert runs.git_revision(repository) == f"{revision}-dirty"
@@ -189,6 +186,43 @@ def test_a_second_working_tree_and_a_link_to_it_have_their_own_revision(reposito
     runs.git_revision.cache_clear()
     assert runs.git_revision(tree) == f"{revision}-dirty"
     assert runs.git_revision(repository) == revision
+
+
+# As git sets them for its hooks.
+STRAY = {
+    "GIT_DIR": ".git",
+    "GIT_WORK_TREE": ".",
+    "GIT_INDEX_FILE": ".git/index",
+    "GIT_OBJECT_DIRECTORY": ".git/objects",
+    "GIT_COMMON_DIR": ".git",
+    "GIT_CEILING_DIRECTORIES": "nowhere",
+    "GIT_DISCOVERY_ACROSS_FILESYSTEM": "1",
+    "GIT_OPTIONAL_LOCKS": "1",
+    "GIT_NAMESPACE": "other",
+}
+FEW = [("GIT_DIR", "GIT_WORK_TREE")]
+MORE = [names for n in range(3) for names in itertools.combinations(list(STRAY)[1:5], n)]
+MANY = [("GIT_DIR", *names) for names in (*MORE, list(STRAY)[1:])]
+
+
+@pytest.mark.parametrize("chosen", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_the_revision_is_not_of_what_a_variable_names(
+    repository, tmp_path_factory, monkeypatch, chosen
+):
+    elsewhere, misled = tmp_path_factory.mktemp("elsewhere"), 0
+    revision = runs.git_revision(repository)
+    for names in chosen:
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setenv(name, str(repository / STRAY[name]))
+            runs.git_revision.cache_clear()
+            assert runs.git_revision(elsewhere) == "unknown"
+            assert runs.git_revision(repository) == revision
+            git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=elsewhere, capture_output=True)
+            misled += git.returncode == 0
+    assert misled == len(chosen)  # control: git itself believes them
+    end = "the revision is of this repository, or unknown"
+    count("variables that name another repository to git", len(chosen), misled, end)
 
 
 def fake_git(folder, script: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from faults import (
     SECONDS,
     SMALL,
     Process,
+    a_dozen_times,
     checkpoints,
     count,
     folder,
@@ -66,16 +67,20 @@ def test_the_number_of_threads_changes_nothing(flags, unbroken, n):
 
 @pytest.mark.slow
 def test_killed_and_resumed_with_other_threads_changes_nothing(flags, unbroken):
-    with folder() as where:
-        for step, threads in ((7, 1), (13, 4)):
-            process = Process(where, flags, "sabotage.stream", threads)
-            assert process.wait_for(step)
-            process.kill()
-            assert process.end().code == -signal.SIGKILL
-        assert run(where, flags, "sabotage.stream", 2).code == 0
-        assert not leftovers(where)
-        assert result(where) == unbroken
-    count("SIGKILL while threads decode the images", 2, 2, "equal to the bit with 1, 2, 4 threads")
+    hits = 0
+    for step in range(3, 9):
+        with folder() as where:
+            for kill, threads in ((step, 1), (step + 6, 4)):
+                process = Process(where, flags, "sabotage.stream", threads)
+                assert process.wait_for(kill)
+                process.kill()
+                hits += process.end().code == -signal.SIGKILL
+            assert run(where, flags, "sabotage.stream", 2).code == 0
+            assert not leftovers(where)
+            assert result(where) == unbroken
+    assert hits == 12
+    end = "bit-identical with 1, 2, 4 threads"
+    count("SIGKILL while threads decode the images", 12, hits, end)
 
 
 @pytest.mark.slow
@@ -93,6 +98,7 @@ def with_copy(flags: list[str], where) -> list[str]:
     return [*flags[:at], str(where / "images"), *flags[at + 1 :]]
 
 
+@a_dozen_times
 def test_a_file_damaged_under_way_costs_nothing(flags, unbroken):
     with folder() as where:
         ended = run(where, with_copy(flags, where), "sabotage.damage", 1)
@@ -101,7 +107,8 @@ def test_a_file_damaged_under_way_costs_nothing(flags, unbroken):
         assert "class_0/00.png" in ended.err
         assert "Traceback" not in ended.err
         assert result(where) != unbroken  # control: the file was used
-    count("an image file cut short while training", 1, 1, "named, replaced, the run goes on")
+    end = "named, another takes its place, the run goes on"
+    count("an image file is cut short while training", 1, 1, end)
 
 
 def stopped_while_waiting(where, argv, hook: str, step: int):
@@ -173,6 +180,7 @@ def test_a_validation_that_meets_the_tenth_damaged_file_costs_no_step():
         assert list(checkpoints(where)) == [5]
 
 
+@a_dozen_times
 def test_from_the_tenth_damaged_file_on_the_run_saves_and_stops(flags):
     with folder() as where:
         ended = run(where, with_copy(flags, where), "sabotage.damage", 20)
@@ -184,4 +192,5 @@ def test_from_the_tenth_damaged_file_on_the_run_saves_and_stops(flags):
         assert ended.err.count("takes its place") == 9
         assert max(checkpoints(where)) >= 5
         assert not leftovers(where)
-    count("ten image files cut short while training", 1, 1, "saved; one line, exit code 1")
+    end = "saved, one line, exit code 1"
+    count("ten image files are cut short while training", 1, 1, end)
