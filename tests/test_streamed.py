@@ -122,7 +122,7 @@ def stopped_while_waiting(where, argv, hook: str, step: int):
     return process.end()
 
 
-@pytest.mark.parametrize("steps", [[7], pytest.param(range(6, 18), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [[7], pytest.param(range(3, 15), marks=pytest.mark.slow)])
 def test_a_file_that_does_not_arrive_is_named_and_a_stop_signal_heard(flags, unbroken, steps):
     for step in steps:
         with folder() as where:
