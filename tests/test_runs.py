@@ -220,7 +220,8 @@ def test_the_revision_is_not_of_what_a_variable_names(
             assert runs.git_revision(repository) == revision
             git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=elsewhere, capture_output=True)
             misled += git.returncode == 0
-    assert misled == len(chosen)  # control: git itself believes them
+    # Control: git itself believes them, but for a list of folders, in which a colon separates.
+    assert misled >= len(chosen) - (":" in str(repository))
     end = "the revision is of this repository, or unknown"
     count("variables that name another repository to git", len(chosen), misled, end)
 
