@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before all that takes long
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback of an import
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -84,7 +85,7 @@ IMAGE = "picture file, folder, .npz, test:12 or test:0-99"
 
 
 @dataclass(frozen=True)
-class Args(DrawingArgs):
+class Args(DrawingArgs, ABC):
     """The command line as it was typed, and what follows from it; a verb is a class of its own."""
 
     verb: ClassVar[str]
@@ -178,9 +179,9 @@ class Args(DrawingArgs):
     def check(self) -> None:
         """InputError for values that cannot be, before any image is read."""
 
+    @abstractmethod
     def edit(self, model: TrainedModel, film: Film) -> Edited:
         """Draw."""
-        raise NotImplementedError
 
     def options(self, film: Film) -> dict[str, Any]:
         """The keyword arguments that the verbs of TrainedModel share."""

@@ -15,8 +15,8 @@ from diffusion.gaussian import GaussianDiffusion
 from diffusion.generate import DiffusionModel
 from diffusion.grids import Grid, descents, nearest, sigmas
 from diffusion.guidance import at
-from diffusion.samplers import Randn, States, replaced
-from diffusion.sampling import Sampler
+from diffusion.samplers import Randn, States, options_of, replaced
+from diffusion.sampling import CHURNS, Sampler
 from diffusion.tensors import Model, expand
 from utils.seeding import image_noise
 
@@ -51,8 +51,8 @@ def noise_level(diffusion: GaussianDiffusion, sigma: float) -> int:
 
 def is_deterministic(sampler: Sampler) -> bool:
     """Whether x_0 follows from x_T, so that an image can be inverted."""
-    noisy = sampler.eta > 0 and sampler.sampler in ("ddim", "dpmpp")
-    rises = sampler.restart > 0 or (sampler.churn > 0 and sampler.sampler == "heun")
+    noisy = sampler.eta > 0 and "eta" in options_of(sampler.sampler)
+    rises = sampler.restart > 0 or (sampler.churn > 0 and sampler.sampler == CHURNS)
     return not (noisy or rises or sampler.sampler == "ddpm")
 
 

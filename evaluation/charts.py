@@ -207,6 +207,7 @@ def dashes(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 
 def colour_of(number: int) -> str:
+    """Of the curve of this number, in CSS; the colours repeat."""
     return COLOURS[number % len(COLOURS)]
 
 

@@ -17,9 +17,7 @@ from utils.process import StopSignal
 
 SETTLE_STEPS = 3  # warm up caches and choose kernels; not timed
 SPEED_SECONDS = 5.0  # timed before the throughput is printed
-SCHEDULE_SECONDS = (
-    15.0  # timed before the schedule of --max-minutes is fitted, or until that is certain
-)
+SCHEDULE_SECONDS = 15.0  # timed before --max-minutes is fitted, or until the speed is certain
 PATIENCE = 1 / 4  # of --max-minutes, after which it is fitted to an uncertain speed
 PARTS = 8  # of the schedule and of --max-minutes: after each the speed is measured again
 RESERVE = 0.02  # of --max-minutes, for checkpoints and the end

@@ -215,7 +215,6 @@ def classify(
     if not self.num_classes:
         raise ConfigError("the network was trained without classes")
     count("batch_size", batch_size)
-    count("batch_size", batch_size)
     x_0, clip = self.images("x_0", x_0, len(x_0)), self.config.sample.clip
     options = {"seed": seed, "batch_size": batch_size, "clip": clip, "progress": progress}
     bounds = classify_images(self, x_0, **options)

@@ -76,6 +76,7 @@ def handlers() -> dict[int, Any]:
 
 
 def restore(before: dict[int, Any]) -> None:
+    """Set the handlers of these signals, as ``handlers`` returned them."""
     for number, handler in before.items():
         signal.signal(number, handler)
 

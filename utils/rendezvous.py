@@ -126,6 +126,7 @@ def check_resolved(launch: Launch) -> None:
 
 
 def no_rank_0(launch: Launch, reason: str) -> LaunchError:
+    """The error of a rank 0 that cannot serve its job's address; one line, with the remedy."""
     return LaunchError(f"cannot be rank 0 of a job at {launch.address}: {reason}; {remedy()}")
 
 
