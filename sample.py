@@ -311,7 +311,7 @@ def describe_sampling(model: TrainedModel, sampler: Sampler) -> str:
 def cost_of(model: DiffusionModel, sampler: Sampler) -> tuple[int, int]:
     """Steps, restarts included, and network evaluations, for one of this model's images."""
     grid = sampler.grid(model.diffusion)
-    costs = sampler.evaluations(model.diffusion, grid, model.num_classes > 0)
+    costs = model.evaluations(sampler, grid, model.num_classes > 0)
     return sum(cost > 0 for cost in costs), sum(costs)
 
 

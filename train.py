@@ -122,7 +122,7 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
                         logger.writer.flush()  # before the checkpoint: the curves never lag behind
                         save_checkpoint(run, state)
                     if ranks.first and state.validation_due:
-                        sample_and_score(state, validation, scorer, logger, run)
+                        sample_and_score(state, validation, scorer, logger, stop)
                     ranks.wait_for_first()
                     state.seconds = clock.seconds
                     clock.go_on()
@@ -143,20 +143,29 @@ def begin(args: Args, state: TrainState, run: Run, logger: Logger) -> None:
 
 
 def sample_and_score(
-    state: TrainState, validation: Validation, scorer: Scorer | None, logger: Logger, run: Run
+    state: TrainState,
+    validation: Validation,
+    scorer: Scorer | None,
+    logger: Logger,
+    stop: StopSignal,
 ) -> None:
-    """Samples, scores, EMA weights alone: once the checkpoint is there, as none is worth a run."""
+    """Samples, scores, EMA weights alone: once the checkpoint is there, as none is worth a run.
+
+    A stop signal ends the scores, which may take minutes.
+    """
     with warn_on_error("no samples"):
         logger.write_pictures(*validation.draw(state))
-    if scorer and state.score_due:
-        before = state.best_score
-        with warn_on_error("no scores"):
-            logger.write_scores(score_samples(state, scorer))
+    if scorer and state.score_due and not stop.number:
+        before, scores = state.best_score, None
+        with warn_on_error("no scores"), stop.cuts_short():
+            scores = score_samples(state, scorer)
+        if scores is not None:
+            logger.write_scores(scores)
         if state.best_score != before:
-            save_checkpoint(run, state)  # which is kept from now on
+            save_checkpoint(logger.run, state)  # which is kept from now on
     if state.config.train.keep_ema:
         with warn_on_error("cannot keep the EMA weights"):
-            save_ema(run, state)
+            save_ema(logger.run, state)
 
 
 def dry_run(args: Args, state: TrainState, sets: tuple[ImageSet, ImageSet]) -> int:

@@ -4,7 +4,8 @@ python -m benchmarks.samplers --ckpt latest --data-root datasets    # goes on wh
 python -m benchmarks.samplers --ckpt mine --ckpt latest --num 5000
 
 Of each network and row: the most steps that so many evaluations allow, with the network's own
-guidance. The feature extractor is that of evaluate.py, which is trained where its folder lacks it.
+guidance unless the row says otherwise. The feature extractor is that of evaluate.py, which is
+trained where its folder lacks it.
 Writes samplers.json, and one picture a network: Fréchet distance against evaluations.
 """
 
@@ -57,6 +58,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "unipc": {"sampler": "unipc"},
     "unipc, order 3": {"sampler": "unipc", "order": 3},
     "unipc, log-snr": {"sampler": "unipc", "spacing": "log-snr"},
+    "ddpm, no guidance": {"sampler": "ddpm", "guidance": 1.0},
+    "dpmpp, no guidance": {"sampler": "dpmpp", "guidance": 1.0},
+    "unipc, log-snr, no guidance": {"sampler": "unipc", "spacing": "log-snr", "guidance": 1.0},
 }
 
 

@@ -7,6 +7,7 @@ image i from (seed, i) alone. x_0 (N, C, H, W) are clean images in [-1, 1].
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,32 +140,42 @@ def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Blend:
-    """A network between two classes: image i has the outputs of both, mixed by weights[i].
+class Blend(DiffusionModel):
+    """The model between two classes: image i has the outputs of both, mixed by weights[i].
 
-    Its label y (B,) is the number of a blend, of first and second (N,) labels of the network; y = N
-    is "no class". Outputs that are linear in the score make it that of p(x|a)^(1-w) p(x|b)^w (Liu
-    et al. 2022). An evaluation is two of the network's where the classes differ.
+    Its labels 0 ... N - 1 are the numbers of the blends, of first and second (N,) labels of the
+    network. Outputs that are linear in the score make it that of p(x|a)^(1-w) p(x|b)^w (Liu et al.
+    2022). An evaluation is two of the network's where the classes differ.
     """
 
-    model: DiffusionModel
     first: Tensor
     second: Tensor
     weights: Tensor
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        network, none = self.model.network, torch.tensor([self.model.num_classes])
+    def mixed(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The network's outputs for the blends y (B,); y = N is "no class"."""
+        none = torch.tensor([self.num_classes])
         a, b = (torch.cat([own, none]).to(y.device)[y] for own in (self.first, self.second))
-        output = network(x, t, a)
-        if torch.equal(self.first, self.second):
+        output = self.network(x, t, a)
+        if not self.differ:
             return output
         w = torch.cat([self.weights, torch.zeros(1)]).to(y.device)[y]
-        return torch.lerp(output, network(x, t, b), expand(w, output))
+        return torch.lerp(output, self.network(x, t, b), expand(w, output))
 
-    def as_model(self) -> DiffusionModel:
-        """To be drawn from with the labels 0 ... N - 1."""
-        m = self.model
-        return DiffusionModel(self, m.diffusion, m.image_shape, len(self.weights), m.x0_error)
+    @property
+    def differ(self) -> bool:
+        """Whether the classes do."""
+        return not torch.equal(self.first, self.second)
+
+    def states(self, sampler: Sampler, *arguments: Any) -> States:
+        """As DiffusionModel.states."""
+        basis = (self.mixed, self.diffusion, self.image_shape, len(self.weights), self.x0_error)
+        return DiffusionModel(*basis).states(sampler, *arguments)
+
+    def evaluations(self, sampler: Sampler, grid: Grid, labeled: bool) -> list[int]:
+        """As DiffusionModel.evaluations."""
+        costs = super().evaluations(sampler, grid, labeled)
+        return [(1 + self.differ) * cost for cost in costs]
 
 
 # Inpainting.

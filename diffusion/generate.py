@@ -56,6 +56,10 @@ class DiffusionModel:
         x = replaced(x, (yield x))
         yield from sampler(network, self.diffusion, x, grid, randn, self.x0_error)
 
+    def evaluations(self, sampler: Sampler, grid: Grid, labeled: bool) -> list[int]:
+        """Network evaluations for an image of every move along the grid; see the sampler's."""
+        return sampler.evaluations(self.diffusion, grid, labeled)
+
 
 def evenly_spaced(grid: Grid, count: int) -> set[int]:
     """At most ``count`` of the states 0 (x_T) ... of this grid, evenly, ends included."""
@@ -89,7 +93,7 @@ def generate(
     """
     device, batches = model.diffusion.device, []
     grid = sampler.grid(model.diffusion, start)
-    costs = sampler.evaluations(model.diffusion, grid, labels is not None)
+    costs = model.evaluations(sampler, grid, labels is not None)
     keep = keep or {len(grid) - 1}
     for n in torch.arange(len(indices)).split(batch_size):
         y = None if labels is None else labels[n].to(device)
@@ -119,7 +123,7 @@ def generate_with_progress(
 ) -> list[Tensor]:
     """``generate`` under a progress bar of this title; silent: without."""
     grid = sampler.grid(model.diffusion, options.get("start"))
-    evaluations = sum(sampler.evaluations(model.diffusion, grid, labels is not None))
+    evaluations = sum(model.evaluations(sampler, grid, labels is not None))
     total = len(indices) * evaluations
     with Progress(title, total, "network evaluations", silent=silent) as progress:
         return generate(model, sampler, indices, labels, progress=progress.update, **options)
@@ -148,7 +152,7 @@ def not_finite(
     cause = f"alpha_bar_t = {model.diffusion.alpha_bar[t]:.3g} leaves the step no finite value"
     if broken:
         cause = "the network's output there is not finite"
-    falls = [n > 0 for n in sampler.evaluations(model.diffusion, grid, False)]  # rises are no steps
+    falls = [n > 0 for n in model.evaluations(sampler, grid, False)]  # rises are no steps
     return StoppedError(
         f"the images are not finite from step {sum(falls[:move])} of {sum(falls)} (t = {t}) on: "
         f"{cause}, from a state of at most {before.abs().max().item():.3g}; nothing was drawn"

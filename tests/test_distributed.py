@@ -576,10 +576,21 @@ def waits(rank: int, began: float, process: Process) -> bool:
 
 def test_ranks_are_not_ended_by_a_signal_that_comes_twice():
     """From the cluster and from the launcher. tests/test_crash.py has one process, which is."""
-    with StopSignal(Ranks(0, 2)) as stop:
+    with StopSignal(Ranks(launched=True)) as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.number == signal.SIGTERM
+
+
+def test_a_single_rank_knows_its_launcher(monkeypatch):
+    with joined(torch.device("cpu")) as ranks:
+        assert not ranks.launched  # control
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere"}
+    for name, value in (variables | {"MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    with joined(torch.device("cpu")) as ranks:
+        assert ranks.launched
+        assert ranks.world == 1
 
 
 def test_one_process_joins_nothing():

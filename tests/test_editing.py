@@ -244,11 +244,28 @@ def test_a_blend_goes_from_one_class_to_the_other():
         return x * 0 + y.view(-1, 1, 1, 1)
 
     model = model_of(network, process(50), (1, 2, 2), num_classes=10)
-    blend = Blend(model, torch.full((3,), 2), torch.full((3,), 6), torch.linspace(0, 1, 3))
+    two, six = torch.full((3,), 2), torch.full((3,), 6)
+    basis = (network, model.diffusion, model.image_shape, 10, None)
+    blend = Blend(*basis, two, six, torch.linspace(0, 1, 3))
     x, t = torch.zeros(4, 1, 2, 2), torch.ones(4, dtype=torch.long)
-    assert blend.as_model().num_classes == 3
-    found = blend(x, t, torch.arange(4))[:, 0, 0, 0]
+    found = blend.mixed(x, t, torch.arange(4))[:, 0, 0, 0]
     assert found.tolist() == [2, 4, 6, 10]  # the last one is "no class"
+
+
+@pytest.mark.parametrize(("second", "evaluations"), [(6, 2), (2, 1)])
+def test_progress_counts_both_classes_of_a_blend(second, evaluations):
+    """What progress is told is what the network was asked."""
+    asked, told = [], []
+
+    def network(x, _t, _y):
+        asked.append(len(x))
+        return 0 * x
+
+    basis = (network, process(50), (1, 2, 2), 10, None)
+    classes = (torch.full((3,), own) for own in (2, second))
+    blend = Blend(*basis, *classes, torch.linspace(0, 1, 3))
+    generate(blend, Sampler("ddim", 5), range(3), torch.arange(3), progress=told.append)
+    assert sum(told) == sum(asked) == 3 * 5 * evaluations
 
 
 # Classification.

@@ -1,6 +1,8 @@
 """What a run records while it trains: history, scores, EMA snapshots, checkpoints that are kept."""
 
 import json
+import os
+import signal
 
 import pytest
 from faults import NETWORK, result, store_classifier
@@ -10,6 +12,7 @@ from tensorboard.plugins.hparams import metadata
 import sample
 import train
 from config import PRESETS, differences
+from training.validate import samples_to_score
 from utils import checkpoint
 from utils.history import read_history
 
@@ -58,6 +61,32 @@ def test_scores_are_curves_that_change_no_bit_and_the_best_is_kept(few_digits):
     curve = {event.step: event.value for event in events.Scalars("score/accuracy")}
     scored = {row["step"]: row["score"]["accuracy"] for row in rows if "score" in row}
     assert curve == pytest.approx(scored)
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_signal_ends_the_scores_at_once_and_the_run_goes_on_the_same(
+    few_digits, monkeypatch, signalled
+):
+    """The checkpoint is written before. Unsignalled is the control: the scores are there."""
+    store_classifier(few_digits / "Logs_Checkpoints")
+    drawn, signals = [], [signal.SIGTERM] * signalled
+
+    def draw(*arguments):
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        drawn.append(samples_to_score(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(train, "samples_to_score", draw)
+    assert run(*SCORED) == (143 if signalled else 0)
+    assert len(drawn) == (0 if signalled else 3)
+    rows = read_history(few_digits / LOGS.format(0))
+    assert [row["step"] for row in rows] == ([4] if signalled else [4, 5, 8, 10])
+    assert ("score" in rows[0]) != signalled
+    if signalled:
+        assert train.main(["--resume", "auto", "--device", "cpu"]) == 0
+        rows = read_history(few_digits / LOGS.format(0))
+        assert [row["step"] for row in rows if "score" in row] == [8, 10]
 
 
 def test_the_checkpoint_of_the_best_score_is_kept(tmp_path):

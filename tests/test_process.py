@@ -30,7 +30,7 @@ import evaluate
 import sample
 import train
 from utils import checkpoint
-from utils.process import Steady, command, exit_code
+from utils.process import Steady, StopSignal, command, exit_code
 
 pytest_plugins = "trained"
 
@@ -209,6 +209,26 @@ def test_a_signal_handler_is_left_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     assert exit_code("x", lambda: 7, "") == 7
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_cuts_short_what_may_be_lost_and_no_more():
+    done = []
+    with StopSignal() as stop:
+        with stop.cuts_short():
+            done.append("before")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("never")
+        done.append("after")
+        assert stop.number == signal.SIGTERM
+    assert done == ["before", "after"]
+
+
+def test_without_a_signal_nothing_is_cut_short_and_the_next_is_recorded():
+    with StopSignal() as stop:
+        with stop.cuts_short():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
 
 
 SMOKE = "--preset smoke --device cpu --max-steps 4 --steps 2"

@@ -7,6 +7,7 @@ diffusion.generate, or what also shows the states. All raise ConfigError for inv
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError
-from diffusion import Sampler, classify_images, generate
+from diffusion import DiffusionModel, Sampler, classify_images, generate
 from diffusion.editing import (
     Blend,
     Inpainting,
@@ -124,7 +125,7 @@ def interpolate(
     weights = torch.linspace(0, 1, num)
     labels, of = None, None
     if ends is not None:
-        labels, of = torch.arange(num), Blend(self, *ends.expand(num, 2).T, weights).as_model()
+        labels, of = torch.arange(num), Blend(*basis_of(self), *ends.expand(num, 2).T, weights)
     x = slerp(*x_T, weights)
     return self.draw(sampler, num, labels, seed, batch_size, draw, of, x=x)
 
@@ -159,8 +160,7 @@ def inpaint(
     times = count("num", num)
     parts = (x_0, mask.expand(shape))
     rows = (part.cpu().repeat_interleave(times, dim=0) for part in parts)
-    basis = (self.network, self.diffusion, self.image_shape, self.num_classes, self.x0_error)
-    of, total = Inpainting(*basis, *rows), len(x_0) * times
+    of, total = Inpainting(*basis_of(self), *rows), len(x_0) * times
     return self.draw(repaint, total, self.labels(classes, total), seed, batch_size, draw, of)
 
 
@@ -219,6 +219,11 @@ def classify(
     options = {"seed": seed, "batch_size": batch_size, "clip": clip, "progress": progress}
     bounds = classify_images(self, x_0, **options)
     return bounds.argmin(1), bounds
+
+
+def basis_of(model: "TrainedModel") -> tuple[Any, ...]:
+    """The fields of its DiffusionModel."""
+    return tuple(getattr(model, f.name) for f in fields(DiffusionModel))
 
 
 def invertible(model: "TrainedModel", settings: dict[str, Any], verb: str) -> Sampler:

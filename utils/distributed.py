@@ -36,6 +36,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     patient: dist.ProcessGroup | None = field(default=None, compare=False)  # with its own timeout
+    launched: bool = False  # by torchrun, which passes signals on
 
     @property
     def first(self) -> bool:
@@ -136,7 +137,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """
     launch = launched()
     if launch is None or launch.world == 1:  # one rank meets nobody, wherever the address leads
-        yield ALONE
+        yield Ranks(launched=launch is not None)
         return
     backend = "gloo"
     if device.type == "mps":
@@ -150,7 +151,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             backend, store=store, rank=launch.rank, world_size=launch.world, timeout=TIMEOUT
         )
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        ranks = Ranks(launch.rank, launch.world, patient)
+        ranks = Ranks(launch.rank, launch.world, patient, launched=True)
         with open(os.devnull, "w") as nowhere, ranks.silenced(nowhere):
             yield ranks
         gc.collect()  # what is left of a wrapped network would abort the end of the process

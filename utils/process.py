@@ -100,8 +100,8 @@ def interruptible() -> Iterator[None]:
 class StopSignal:
     """Within ``with``: the first stop signal is recorded; a second one ends the program at once.
 
-    Not where there are several ranks: a cluster signals each of them, and so does their launcher,
-    which kills them in the end.
+    Not under a launcher: a cluster signals each rank, and so does their launcher, which kills them
+    in the end.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
@@ -115,11 +115,31 @@ class StopSignal:
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
         self.number = number
-        if self.ranks.world > 1:
+        if self.ranks.launched:
             return
         restore(dict.fromkeys(self.before, signal.SIG_DFL))
         if signal.SIGINT in self.before:
             signal.signal(signal.SIGINT, self.interrupt)
+
+    @contextmanager
+    def cuts_short(self) -> Iterator[None]:
+        """The first stop signal ends what is within this ``with`` at once, and is recorded."""
+        before = handlers()
+
+        def end(number: int, _frame: FrameType | None) -> NoReturn:
+            restore(before)
+            self.note(number)
+            raise Interrupted(number)
+
+        restore(dict.fromkeys(before, end))
+        try:
+            yield
+        except Interrupted as e:
+            if e.line:  # a second one
+                raise
+        finally:
+            if not self.number:
+                restore(before)
 
     @staticmethod
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
