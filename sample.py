@@ -3,6 +3,7 @@
 python sample.py --ckpt latest
 python sample.py --ckpt latest --classes 7 --num 16 --save grid,gif
 python sample.py --ckpt latest --sampler dpmpp --steps 10
+python sample.py --ckpt latest --num 50000 --save npz  # interrupted, the same command goes on
 
 From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # before all other imports, which take seconds
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
 from data.class_names import match_classes
-from diffusion import DiffusionModel, Sampler, evenly_spaced, generate_with_progress
+from diffusion import DiffusionModel, Sampler, evenly_spaced, generate
 from training.trained import (
     NUM,
     RUN_ROOT,
@@ -42,12 +43,16 @@ from training.trained import (
     open_checkpoint,
     repeat_labels,
 )
+from training.unfinished import SHOWN, Unfinished
 from utils import images, runs
 from utils.devices import DEVICES, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.errors import InputError
-from utils.files import check_writable, new_folders, whole_file
+from utils.files import check_writable, whole_file
+from utils.npz import write_npz
 from utils.process import exit_code
+from utils.progress import Progress
+from utils.pytree import digest
 
 __all__ = ["TrainedModel", "load"]
 
@@ -106,20 +111,26 @@ class Args(DrawingArgs):
 
     @property
     def titles(self) -> list[str]:
-        """The class of every image; empty for an unconditional network."""
-        labels = [] if self.labels is None else self.labels.tolist()
+        """The class of every image that is shown; empty for an unconditional network."""
+        labels = [] if self.labels is None else self.labels[:SHOWN].tolist()
         return [self.opened.class_names[label] for label in labels]
 
-    @property
-    def outputs(self) -> list[Path]:
+    def outputs(self) -> Iterator[Path]:
         """Every file that will be written."""
-        names = {
+        names: dict[str, Iterable[str]] = {
             "grid": ["grid.png"],
-            "png": [f"{i:05d}.png" for i in range(self.num)],
+            "png": (f"{i:05d}.png" for i in range(self.num)),
             "gif": ["reverse_process.gif"],
             "npz": ["samples.npz"],
         }
-        return [self.folder / name for kind in self.formats for name in names[kind]]
+        return (self.folder / name for kind in self.formats for name in names[kind])
+
+    def identity(self, device: torch.device) -> dict[str, Any]:
+        """What the bytes of the output depend on; called before the weights are taken out."""
+        drawn = {"checkpoint": digest(self.opened.content)[:16], "num": self.num, "seed": self.seed}
+        drawn |= {"classes": self.classes, "save": self.save, "batch_size": self.batch_size}
+        where = {"device": device.type, "torch": str(torch.__version__)}
+        return drawn | asdict(self.opened.config.sample) | where
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,34 +144,45 @@ def run(args: Args) -> int:
     tune(device)
     with joined(device) as ranks:
         sample_images(args, device, ranks)
-        print("\n".join(written(args.outputs)))
+        print("\n".join(written(args.outputs())))
     return 0
 
 
 def sample_images(args: Args, device: torch.device, ranks: Ranks) -> None:
-    """Sample on all ranks; rank 0 gathers and writes."""
-    own = share_of_images(args.num, ranks)
+    """Sample on all ranks, each its share of a batch after the other; rank 0 writes them."""
+    check_range("--num", args.num, ranks.world, math.inf)
+    identity = args.identity(device)
     model = args.opened.model(device)
     sampler = Sampler(**asdict(model.config.sample))
-    check_outputs(args.outputs, args.folder, args.overwrite, ranks)
-    print(f"{describe_sampling(model, sampler)}; {args.num:,} images, seed {args.seed}", flush=True)
+    grid = sampler.grid(model.diffusion)
+    keep = evenly_spaced(grid, FRAMES) if "gif" in args.formats else {len(grid) - 1}
+    files = Unfinished.to_be(args.folder, args.formats, model.image_shape, len(keep), identity)
+    find_unfinished(files, args, ranks)
+    (files.done,) = ranks.highest(files.done)  # that of rank 0, where the others have no such disk
+    print("\n".join(first_lines(args, model, sampler, files)), flush=True)
 
-    labels = None if args.labels is None else args.labels[own]
-    states = generate_with_progress(
-        "sampling",
-        model,
-        sampler,
-        own,
-        labels,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        keep=evenly_spaced(sampler.grid(model.diffusion), FRAMES) if "gif" in args.formats else (),
-        silent=ranks.silent,
-    )
-    frames = [ranks.gather(x) for x in states]
-    if ranks.first:
-        with new_folders(args.folder):
-            write(frames, args)
+    parts = batches(files.done, args.num, args.batch_size * ranks.world)
+    total = sum(len(ranks.share(n)) for n in parts) * cost_of(model, sampler)[1]
+    progress = Progress("sampling", total, "network evaluations", silent=ranks.silent)
+    options = {"seed": args.seed, "batch_size": args.batch_size, "progress": progress.update}
+    with ranks.alone(files.growing()), progress:
+        for n in parts:
+            own, frames = ranks.share(n), keep if n[0] < SHOWN else ()
+            labels = None if args.labels is None else args.labels[own]
+            states = generate(model, sampler, own, labels, keep=frames, **options)
+            states = [ranks.gather(images.to_uint8(x)) for x in states]
+            if ranks.first:
+                files.add(states)
+        if ranks.first:
+            write(files, args)
+
+
+def batches(first: int, num: int, size: int) -> list[Tensor]:
+    """The images first ... num - 1 in batches; as without an interruption at ``first``.
+
+    How a convolution rounds may depend on the batch, so an image must always be in the same one.
+    """
+    return [torch.arange(i, min(i + size, num)) for i in range(first, num, size)]
 
 
 def share_of_images(num: int, ranks: Ranks) -> Tensor:
@@ -169,20 +191,32 @@ def share_of_images(num: int, ranks: Ranks) -> Tensor:
     return ranks.share(torch.arange(num))
 
 
-def write(frames: list[Tensor], args: Args) -> None:
-    """The images (N, C, H, W) in [-1, 1], the last of the frames, in each of the formats."""
-    x_0, folder = frames[-1], args.folder
-    titles = args.titles
+def first_lines(
+    args: Args, model: TrainedModel, sampler: Sampler, files: Unfinished
+) -> Iterator[str]:
+    """What is about to be drawn; what is there already; what is shown, if it is not all."""
+    yield f"{describe_sampling(model, sampler)}; {args.num:,} images, seed {args.seed}"
+    if files.done:
+        yield f"{files.progress}, from an interrupted run"
+    shown = [name for name in ("grid", "gif") if name in args.formats]
+    if shown and args.num > SHOWN:
+        yield f"{' and '.join(shown)}: of the first {SHOWN:,} images"
+
+
+def write(files: Unfinished, args: Args) -> None:
+    """What is made of all images together, in each of the formats."""
+    titles, folder = args.titles, args.folder
     if "grid" in args.formats:
-        images.save_png(images.grid(x_0, titles=titles), folder / "grid.png")
-    if "png" in args.formats:
-        save_numbered(x_0, folder)
+        picture = images.grid(images.normalize(files.shown()), titles=titles)
+        images.save_png(picture, folder / "grid.png")
     if "gif" in args.formats:
+        frames = [images.grid(images.normalize(x), titles=titles) for x in files.film()]
         with whole_file(folder / "reverse_process.gif") as file:
-            file.write(images.gif([images.grid(x, titles=titles) for x in frames]))
+            file.write(images.gif(frames))
     if "npz" in args.formats:
         labels = {} if args.labels is None else {"arr_1": args.labels.numpy()}
-        save_arrays(x_0, labels, folder / "samples.npz")
+        with whole_file(folder / "samples.npz") as file:
+            write_npz(file, (args.num, *files.images.shape), files.images.chunks(), labels)
 
 
 def save_numbered(x_0: Tensor, folder: Path) -> None:
@@ -198,7 +232,17 @@ def save_arrays(x_0: Tensor, more: Mapping[str, np.ndarray], path: Path) -> None
         np.savez_compressed(file, arr_0=pixels, **more)
 
 
-def check_outputs(paths: Sequence[Path], folder: Path, overwrite: bool, ranks: Ranks) -> None:
+def find_unfinished(files: Unfinished, args: Args, ranks: Ranks) -> None:
+    """Find what an interrupted run left, else ``check_outputs``; called before sampling."""
+    try:
+        found = files.find(args.overwrite)
+    except OSError as e:
+        raise ConfigError(f"cannot write to --out {args.folder}: {e.strerror}") from e
+    if not found:
+        check_outputs(args.outputs(), args.folder, args.overwrite, ranks)
+
+
+def check_outputs(paths: Iterable[Path], folder: Path, overwrite: bool, ranks: Ranks) -> None:
     """ConfigError if an output exists or the folder is not writable; called before sampling."""
     try:
         for path in paths:
@@ -315,13 +359,17 @@ def cost_of(model: DiffusionModel, sampler: Sampler) -> tuple[int, int]:
     return sum(cost > 0 for cost in costs), sum(costs)
 
 
-def written(paths: Sequence[Path]) -> list[str]:
+def written(paths: Iterable[Path]) -> list[str]:
     """The files, a line each; numbered ones as a range."""
-    numbered = [path for path in paths if path.stem.isdigit()]
-    lines = [str(path) for path in paths if path not in numbered]
-    if len(numbered) > 2:
-        return [*lines, f"{numbered[0]} ... {numbered[-1].name} ({len(numbered):,} files)"]
-    return [*lines, *map(str, numbered)]
+    lines, ends, count = [], [], 0
+    for path in paths:
+        if path.stem.isdigit():
+            ends, count = [*ends[:1], path], count + 1
+        else:
+            lines.append(str(path))
+    if count > 2:
+        return [*lines, f"{ends[0]} ... {ends[1].name} ({count:,} files)"]
+    return [*lines, *map(str, ends)]
 
 
 def choices(name: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -349,7 +397,12 @@ def parse_args(argv: list[str] | None) -> Args:
 
 def check(args: Args) -> None:
     """InputError for formats, a checkpoint, settings or classes that cannot be."""
-    _ = args.formats  # which raises it
+    formats = set(args.formats)  # which raises it
+    if args.num > SHOWN and not formats & {"png", "npz"}:
+        raise ConfigError(
+            f"--save {args.save} shows {SHOWN:,} images at most, of --num {args.num:,}: add png or "
+            "npz, which keep all"
+        )
     opened = args.opened
     clip = opened.content["config"]["sample"]["clip"]
     check_x0_error(opened.config, opened.path, clip, opened.content.get("x0_error"))

@@ -95,6 +95,8 @@ def generate(
     grid = sampler.grid(model.diffusion, start)
     costs = model.evaluations(sampler, grid, labels is not None)
     keep = keep or {len(grid) - 1}
+    if not len(indices):
+        return [torch.empty(0, *model.image_shape) for _ in keep]
     for n in torch.arange(len(indices)).split(batch_size):
         y = None if labels is None else labels[n].to(device)
         state = None if x is None else x[n].to(device)

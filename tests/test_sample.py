@@ -166,7 +166,7 @@ def test_ctrl_c_while_sampling_leaves_nothing(trained, tmp_path, monkeypatch, ca
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the signal did not come")
 
-    monkeypatch.setattr(sample, "generate_with_progress", interrupted)
+    monkeypatch.setattr(sample, "generate", interrupted)
     flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--out", str(tmp_path / "a/b/c")]
     assert sample.main(flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
