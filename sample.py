@@ -4,6 +4,7 @@ python sample.py --ckpt latest
 python sample.py --ckpt latest --classes 7 --num 16 --save grid,gif
 python sample.py --ckpt latest --sampler dpmpp --steps 10
 python sample.py --ckpt latest --num 50000 --save npz  # interrupted, the same command goes on
+python sample.py --ckpt latest --export my-model  # for others: safetensors, JSON, a program
 
 From Python: ``load("latest").sample(classes=[7] * 16)``; see docs/python.md.
 """
@@ -32,7 +33,11 @@ from torch import Tensor
 
 from config import Config, ConfigError, Parser, SampleConfig, check_range, flag, typed_path
 from data.class_names import match_classes
-from diffusion import DiffusionModel, Sampler, evenly_spaced, generate
+from diffusion import DiffusionModel, Sampler, evenly_spaced, generate, generate_with_progress
+from evaluation.model_card import NAME, PICTURE, model_card
+from evaluation.run_folder import RunFolder
+from models.summary import size
+from training.export import LOADER, check_folder, description, exported_files, without_paths
 from training.trained import (
     NUM,
     RUN_ROOT,
@@ -48,9 +53,9 @@ from utils import images, runs
 from utils.devices import DEVICES, pick_device, tune
 from utils.distributed import Ranks, joined
 from utils.errors import InputError
-from utils.files import check_writable, whole_file
+from utils.files import check_writable, whole_file, write_together
 from utils.npz import write_npz
-from utils.process import exit_code
+from utils.process import command, exit_code
 from utils.progress import Progress
 from utils.pytree import digest
 
@@ -92,6 +97,8 @@ class DrawingArgs(CommonArgs):
 @dataclass(frozen=True)
 class Args(DrawingArgs):
     """The command line as it was typed, and what follows from it."""
+
+    export: Path | None  # a folder: then the model is written, not its samples alone
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -143,8 +150,11 @@ def run(args: Args) -> int:
     device = pick_device(args.device)
     tune(device)
     with joined(device) as ranks:
-        sample_images(args, device, ranks)
-        print("\n".join(written(args.outputs())))
+        if not args.export:
+            sample_images(args, device, ranks)
+            print("\n".join(written(args.outputs())))
+        elif ranks.first:
+            export_model(args, device)
     return 0
 
 
@@ -183,6 +193,38 @@ def batches(first: int, num: int, size: int) -> list[Tensor]:
     How a convolution rounds may depend on the batch, so an image must always be in the same one.
     """
     return [torch.arange(i, min(i + size, num)) for i in range(first, num, size)]
+
+
+def export_model(args: Args, device: torch.device) -> None:
+    """Write the model to the folder of --export, with samples of it and a model card.
+
+    Only the samples are drawn on the device.
+    """
+    check_folder(args.export, args.overwrite)
+    model = args.opened.model(torch.device("cpu"))
+    sampler = Sampler(**asdict(model.config.sample))
+    print(f"{describe_sampling(model, sampler)}; exported to {args.export}", flush=True)
+    about, run = description(model, args.opened.content), RunFolder.of(runs.logs_of(model.path))
+    files = exported_files(model, about)
+    weights = digest(model.network.state_dict())
+    card = model_card(without_paths(model.config), about, size(model.network), weights, run)
+    files[NAME] = card.encode()
+
+    parts = {"network": model.network.to(device), "diffusion": model.diffusion.to(device)}
+    (x_0,) = generate_with_progress(
+        "sampling",
+        replace(model, **parts),
+        sampler,
+        range(args.num),
+        args.labels,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
+    files[PICTURE] = images.png(images.grid(x_0, titles=args.titles))
+    write_together(args.export, files)
+    print("\n".join(str(args.export / name) for name in files))
+    here, elsewhere = command("sample.py", "--ckpt", args.export), (args.export / LOADER).resolve()
+    print(f"to draw with it: {here}\nwithout this repository: {command(str(elsewhere))}")
 
 
 def share_of_images(num: int, ranks: Ranks) -> Tensor:
@@ -389,8 +431,17 @@ def parse_args(argv: list[str] | None) -> Args:
         "--classes", help="7, 0-9, 3,1,4 or cat,dog, repeated up to --num [all classes]"
     )
     add_output_flags(parser, FORMATS)
+    parser.add_argument(
+        "--export",
+        type=typed_path,
+        metavar="DIR",
+        help="write the model: weights, configuration, program, card with --num samples",
+    )
     own, typed = parse(parser, argv)
     args = Args(**own, settings=typed)
+    for name in ("save", "out"):
+        if args.export and own[name] != parser.get_default(name):
+            raise ConfigError(f"{flag(name)} has no effect on --export")
     check(args)
     return args
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from config import ConfigError
-from utils import checkpoint
+from utils import checkpoint, exported
 from utils.checkpoint import CheckpointError
 from utils.pytree import form, mismatches
 
@@ -41,7 +41,7 @@ def find_pretrained(where: str | None, run_root: Path) -> Pretrained | None:
     if not where:
         return None
     path = checkpoint.find(where, run_root)
-    ema = checkpoint.load(path)["ema"]
+    ema = exported.load(path)["ema"]
     if not isinstance(ema, dict):
         raise CheckpointError(f"{path} does not fit: ema is not a dict of tensors")
     weights = {str(name).removeprefix("module."): value for name, value in ema.items()}

@@ -17,7 +17,8 @@ from models import PowerEMA
 from training import edits
 from training.build import build, check_sampling, restore_value_prior
 from training.checks import check_classes, checked, count, integer
-from utils import checkpoint
+from utils import checkpoint, exported
+from utils.checkpoint import CheckpointError
 from utils.devices import pick_device, tune
 from utils.seeding import image_noise
 
@@ -187,7 +188,7 @@ class TrainedModel(DiffusionModel):
 def load(
     where: str | Path = "latest", run_root: str | Path = RUN_ROOT, device: str = "auto"
 ) -> TrainedModel:
-    """The model of a checkpoint file, a version folder, a run's name, or ``latest``.
+    """The model of a checkpoint, a version folder, a run's name, ``latest``, or an exported folder.
 
     run_root: where names are looked up. device: auto, cpu, cuda, cuda:N or mps. Raises
     CheckpointError, RunNameError, ConfigError, DeviceError: all are InputError.
@@ -199,7 +200,7 @@ def load(
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A verified checkpoint, and its configuration with the command line's overrides."""
+    """A verified checkpoint or exported model, its configuration with the typed overrides."""
 
     path: Path
     content: dict[str, Any]  # without network and optimizer; "ema" until model() takes it out
@@ -245,15 +246,37 @@ class OpenCheckpoint:
 def open_checkpoint(
     where: str | Path, run_root: str | Path, typed: dict[str, Any]
 ) -> OpenCheckpoint:
-    """Load a checkpoint, apply overrides. Raises CheckpointError, ConfigError."""
+    """Load a checkpoint or exported model, apply overrides. Raises CheckpointError, ConfigError."""
     path = checkpoint.find(where, Path(run_root))
-    content = checkpoint.load(path, parts=checkpoint.SAMPLING)
+    content = exported.load(path, checkpoint.SAMPLING)
     for part in checkpoint.TRAINING:  # most of its memory
         content.pop(part, None)
     config = Config.from_dict(content["config"]).override(**typed)
     config.check()
     check_sampling(config, typed)
+    if path.name == checkpoint.EXPORTED:  # nothing says that this program made it
+        check_exported(path, content, config)
     return OpenCheckpoint(path, content, config)
+
+
+def check_exported(path: Path, content: Mapping[str, Any], config: Config) -> None:
+    """CheckpointError unless the tensors fit the configuration, for which nothing is allocated.
+
+    The weights get the order that they have in a checkpoint: the same weights, the same digest.
+    """
+    m, weights = config.model, content["ema"]
+    if len(m.channel_multipliers) * m.blocks_per_level > len(weights):  # and takes minutes to build
+        raise CheckpointError(f"{path} does not fit its configuration: it has too few weights")
+    network, diffusion = build(config, "meta")
+    expected = PowerEMA(network, 0, 0).state_dict()
+    checkpoint.check_fits(path, "ema", weights, expected)
+    content["ema"] = {name: weights[name] for name in expected}
+    if (error := content["x0_error"]) is not None:
+        like = torch.zeros_like(diffusion.alpha_bar)
+        checkpoint.check_fits(path, "process", {"x0_error": error}, {"x0_error": like})
+    names = len(content.get("data", {}).get("class_names", []))
+    if names != m.num_classes or 0 in config.image_shape:
+        raise CheckpointError(f"{path} does not fit its configuration: {names} class names")
 
 
 def repeat_labels(

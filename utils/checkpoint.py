@@ -23,6 +23,7 @@ from utils.run_names import version_of
 from utils.safe_load import check_archive, check_size, safe_load
 
 FORMAT, FORMAT_VERSION = "ddpm-checkpoint", 1
+EXPORTED = "model.safetensors"  # in the folder of an exported model, see utils.exported
 PARTS = ("config", "step", "epoch", "model", "ema", "optimizer", "scheduler", "best")
 TRAINING = frozenset({"model", "optimizer"})  # what sampling does without
 SAMPLING = tuple(part for part in PARTS if part not in TRAINING)
@@ -74,6 +75,8 @@ def load(path: Path, kind: str = FORMAT, parts: Collection[str] = PARTS) -> dict
     kind: what it was saved as; parts: what it must have. DamagedError is for a file that was read
     and is not what was written: lack of memory, or a disk that fails, say nothing about it.
     """
+    if path.name == EXPORTED:
+        raise CheckpointError(f"{path} is an exported model: it has nothing to resume from")
     try:
         return check(path, safe_load(path), kind, parts)
     except CheckpointError:
@@ -165,6 +168,12 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(steps(folder).values()), None)
 
 
+def exported(folder: Path) -> Path | None:
+    """The file of the weights in the folder of an exported model; None in another folder."""
+    path = folder / EXPORTED
+    return path if path.exists() else None
+
+
 def newest_version(root: Path) -> Path | None:
     """The highest version folder under a run root that holds a checkpoint."""
     found = [path for path in root.glob("checkpoints/version_*") if newest(path)]
@@ -205,8 +214,9 @@ def set_aside(files: Iterable[Path], why: str) -> None:
 def find(where: str | Path, root: Path) -> Path:
     """Resolve what --ckpt and --resume take: ``latest``, a run's name or number, or a path.
 
-    The path is that of a file or a version folder; ./NAME is a path also where a run has the name.
-    Raises CheckpointError when nothing is there, RunNameError when several runs have the name.
+    The path is that of a file, a version folder or the folder of an exported model; ./NAME is a
+    path also where a run has the name. Raises CheckpointError when nothing is there, RunNameError
+    when several runs have the name.
     """
     version = version_of(str(where), root)
     path = root / "checkpoints" / version if version else Path(where)
@@ -219,9 +229,9 @@ def find(where: str | Path, root: Path) -> Path:
     except OSError as e:
         raise CheckpointError(f"no checkpoint at {path}: {e.strerror}") from e
     if path.is_dir():
-        folder, path = path, newest(path)
+        folder, path = path, newest(path) or exported(path)
         if path is None:
-            raise CheckpointError(f"no checkpoint step_*.pt in {folder}")
+            raise CheckpointError(f"no checkpoint step_*.pt in {folder}, and no {EXPORTED}")
     return path
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,18 @@ def whole_file(path: str | Path, check: Callable[[], None] = anything_goes) -> I
     finally:
         with suppress(OSError):  # where the folder itself is gone
             partial.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of one folder: all of them or, where one cannot be written, none.
+
+    Each is written whole before the first takes its name. Raises OSError.
+    """
+    with new_folders(folder), ExitStack() as stack:
+        for name, content in contents.items():
+            file = stack.enter_context(whole_file(folder / name))
+            file.write(content)
+            file.flush()
 
 
 @contextmanager

@@ -118,7 +118,14 @@ def filmstrip(states: Sequence[Tensor], count: int = 11) -> Tensor:
 def save_png(picture: Tensor, path: str | Path, check: Callable[[], None] = anything_goes) -> None:
     """Write a uint8 picture (C, H, W). check: as of whole_file."""
     with whole_file(path, check) as file:
-        to_pil(picture).save(file, "PNG")
+        file.write(png(picture))
+
+
+def png(picture: Tensor) -> bytes:
+    """A uint8 picture (C, H, W)."""
+    content = io.BytesIO()
+    to_pil(picture).save(content, "PNG")
+    return content.getvalue()
 
 
 def gif(pictures: Sequence[Tensor], seconds: float = 4.0) -> bytes:
