@@ -153,6 +153,8 @@ def values_of(path: Path, name: str, labels: np.ndarray | None, images: int) -> 
     """The class of every image, by name; None without labels. DataError for a wrong shape."""
     if labels is None:
         return None
+    if labels.dtype.kind == "f" and (labels == labels.round()).all():
+        labels = labels.astype(np.int64)
     if labels.size != images or labels.dtype.kind not in "iub" + "US":
         raise DataError(
             f"{readable(str(path))}: {name} is {labels.dtype} {labels.shape}: labels must be "

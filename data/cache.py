@@ -13,7 +13,7 @@ from data.reading import Decoded, check_damaged, decode_all
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 
-KIND = "ddpm-images-2"  # change it with what `render` computes
+KIND = "ddpm-images-3"  # change it with what `render` computes
 
 
 def cached_or_decoded(

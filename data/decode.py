@@ -4,6 +4,7 @@ Orientation is applied, deep pixels are scaled to 8 bits, transparency is compos
 background, grey stays grey. ICC profiles are not applied.
 """
 
+import io
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -51,7 +52,8 @@ def render(image: Image.Image, how: Rendering) -> tuple[Tensor, tuple[int, int]]
     """
     tile = getattr(image, "tile", None)  # an array has none, an image that is loaded no more
     packing = str(tile[0].args) if tile else ""
-    turned = orientation(image)
+    keyed = transparent_colour(image, packing)
+    turned = orientation(image)  # which decodes a PNG
     shown = image.size if turned >= 5 else image.size[::-1]
     height, width = (
         2 * side for side in (how.size if shown == image.size[::-1] else how.size[::-1])
@@ -59,6 +61,8 @@ def render(image: Image.Image, how: Rendering) -> tuple[Tensor, tuple[int, int]]
     image.draft("RGB", (width, height))  # JPEG: decode at 1/2, 1/4, 1/8 where that much is left
     image.load()
     image = eight_bit(uncovered(image, tile), packing)
+    if keyed is not None:
+        image.putalpha(keyed)
     if turned in TURNS:
         image = image.transpose(TURNS[turned])
     if how.channels < 4:
@@ -105,15 +109,13 @@ def eight_bit(image: Image.Image, packing: str = "") -> Image.Image:
     """The image with 8 bits a channel; what is transparent stays so.
 
     packing: how its pixels lie in the file, as Pillow writes it. Pillow gives a PNG's transparent
-    value as the file has it, of 2, 4 or 16 bits, but its pixels as 8.
+    value as the file has it, of 2 or 4 bits, but its pixels as 8.
     """
     transparent = image.info.get("transparency")
     if image.mode not in DEEP:
         if image.format == "TIFF" and one(image.tag_v2.get(SAMPLE_FORMAT, UNSIGNED)) == SIGNED:
             raise ValueError("its TIFF pixels are signed, of no stated range: convert it to 8 bits")
-        if isinstance(transparent, tuple) and "16" in packing:
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)
-        elif isinstance(transparent, int) and packing in ("L;2", "L;4"):
+        if isinstance(transparent, int) and packing in ("L;2", "L;4"):
             image.info["transparency"] = transparent * 255 // (2 ** int(packing[2]) - 1)
         return image
     low, high = value_range(image)
@@ -126,6 +128,26 @@ def eight_bit(image: Image.Image, packing: str = "") -> Image.Image:
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
+
+
+def transparent_colour(image: Image.Image, packing: str) -> Image.Image | None:
+    """The opacity of a PNG with 16-bit colours one of which is transparent, before it is loaded.
+
+    Pillow keeps the upper halves of such colours, by which many are taken for that one.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or "RGB;16B" not in packing or not isinstance(colour, tuple):
+        return None
+    image.fp.seek(0)
+    content, halves = image.fp.read(), []
+    for byte_order in ("RGB;16B", "RGB;16L"):  # the upper and the lower half of each
+        again = Image.open(io.BytesIO(content), formats=["PNG"])
+        again.tile = [part._replace(args=byte_order) for part in again.tile]
+        halves.append(np.asarray(again).astype(np.uint16))
+    same = (halves[0] << 8 | halves[1]) == np.array(colour, np.uint16)
+    image.info.pop("transparency")
+    image.fp.seek(image.tile[0].offset)
+    return Image.fromarray(np.where(same.all(-1), 0, 255).astype(np.uint8))
 
 
 def value_range(image: Image.Image) -> tuple[float, float]:

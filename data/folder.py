@@ -20,7 +20,13 @@ from data.cache import cache_path, cached_or_decoded, store
 from data.class_names import readable
 from data.decode import Rendering, cut_off
 from data.errors import DataError, DataNotFound
-from data.held_out import check_held_out, check_same_images, split, trained_too
+from data.held_out import (
+    check_held_out,
+    check_same_classes,
+    check_same_images,
+    split,
+    trained_too,
+)
 from data.image_set import ImageSet, StreamSet, TensorSet
 from data.listing import ACCEPTED, Listing, list_images, summary
 from data.options import DataOptions, Loading
@@ -60,6 +66,7 @@ def open_listing(
 ) -> tuple[ImageSet, ImageSet]:
     """Decode the images, or take them from the cache; hold some out, unless they are named."""
     listing = listing.only(options.classes)
+    check_same_classes(listing.source.description, listing.class_names, loading)
     how, decoded, path = cached_or_decoded(listing, options, loading)
     kept = [file for file in listing.files if file.name not in decoded.damaged]
     labels = torch.tensor([file.label for file in kept], dtype=torch.int64)

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,9 +21,33 @@ def split(kept: Sequence[ImageFile], labels: Tensor, digests: Tensor, loading: L
     named = torch.tensor([file.test for file in kept], dtype=torch.bool)
     if named.any():
         return named
-    known = set() if loading.digests is None else rows_of(loading.digests)
-    trained = torch.tensor([row in known for row in map(bytes, digests.tolist())], dtype=torch.bool)
+    trained = trained_before(labels, digests, loading)
     return ~trained if trained.any() else choose_held_out(labels, digests)
+
+
+def trained_before(labels: Tensor, digests: Tensor, loading: Loading) -> Tensor:
+    """Which images a run was begun with, (N,) bool; a copy that is new is none of them.
+
+    Of copies in several classes those that have the class of the start.
+    """
+    if loading.digests is None:
+        return torch.zeros(len(digests), dtype=torch.bool)
+    own = labels if loading.labels is not None else torch.zeros_like(labels)
+    before = counted(loading.digests, loading.labels)
+    images = list(zip(map(bytes, digests.tolist()), own.tolist(), strict=True))
+    found = taken(images, before)
+    left = Counter({digest: n for (digest, _), n in before.items() if n > 0})
+    others = taken([digest for digest, _ in images], left)  # of another class by now
+    return torch.tensor([a or b for a, b in zip(found, others, strict=True)], dtype=torch.bool)
+
+
+def taken(images: Sequence[Hashable], left: Counter) -> list[bool]:
+    """Whether each is one of those that are left; it then is not any more."""
+    found = []
+    for image in images:
+        found.append(left[image] > 0)
+        left[image] -= found[-1]
+    return found
 
 
 def choose_held_out(labels: Tensor, digests: Tensor) -> Tensor:
@@ -57,12 +81,7 @@ def check_same_images(
     """
     if not loading.fingerprint or train_set.fingerprint == loading.fingerprint:
         return ()
-    names = loading.class_names
-    if names is not None and list(train_set.class_names) != list(names):
-        raise DataError(
-            f"the classes of {train_set.source} are {listed(train_set.class_names) or 'none'}, but "
-            f"this run was trained on {listed(names) or 'none'}"
-        )
+    check_same_classes(train_set.source, train_set.class_names, loading)
     if loading.digests is not None:
         labels = loading.labels is not None
         before = counted(loading.digests, loading.labels)
@@ -77,6 +96,16 @@ def check_same_images(
                 "run was trained on are gone: bring them back, or go on with --skip-damaged"
             )
     raise DataError(f"the images ({train_set.source}) are not those this run was trained on")
+
+
+def check_same_classes(source: str, class_names: Sequence[str], loading: Loading) -> None:
+    """DataError unless these are the classes a run was begun with."""
+    names = loading.class_names
+    if loading.fingerprint and names is not None and list(class_names) != list(names):
+        raise DataError(
+            f"the classes of {source} are {listed(class_names) or 'none'}, but this run was "
+            f"trained on {listed(names) or 'none'}"
+        )
 
 
 def trained_too(trained: Tensor, held_out: Tensor) -> list[str]:
@@ -98,11 +127,13 @@ def check_held_out(
     if loading.held_out is None:
         return test, ()
     before = rows_of(loading.held_out)
-    known = torch.tensor([row in before for row in map(bytes, digests.tolist())], dtype=torch.bool)
+    images = list(map(bytes, digests.tolist()))
+    known = torch.tensor(taken(images, Counter(map(bytes, loading.held_out.tolist()))))
     new, gone = int((test & ~known).sum()), len(before - rows_of(digests[test]))
     lines = []
     if new:
-        lines.append(f"{new:,} images are new since the start of the run: left out")
+        be = "image is" if new == 1 else "images are"
+        lines.append(f"{new:,} {be} new since the start of the run: left out")
     if gone:
         line = f"{gone:,} of {len(before):,} held-out images are gone or changed since the start"
         if not options.skip_damaged:

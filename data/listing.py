@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from data.class_names import match_classes, natural_key, readable
 from data.errors import DataError, DataNotFound
-from data.sources import CONTAINERS, Folder, Source, Zip, why_left_out
+from data.sources import CONTAINERS, Folder, Source, Zip, is_hidden, why_left_out
 from utils.errors import listed
 
 ACCEPTED = (
@@ -22,6 +22,7 @@ SURELY_TEST += ("evaluation",)
 SURELY_TEST += ("holdout", "heldout")  # the likelier names first
 TEST = (*SURELY_TEST, "dev")  # where there is a ``train``
 FILLERS = "sets?|images?|imgs?|pictures?|pics?|photos?|data|dataset|samples?|split"
+MOST_NAMED = 5  # folders without an image
 PART = re.compile(
     rf"(?P<part>{'|'.join((*TRAIN, *TEST))})(?:{FILLERS})?|(?P<of>train|test|val)(?P<domain>[ab])"
 )
@@ -66,12 +67,12 @@ def list_images(source: Folder | Zip) -> Listing:
     rest is looked into.
     """
     left_out: Counter[str] = Counter()
-    names, others = [], []
+    names = []
     for name, times in sorted(Counter(source.walk()).items()):
         reason = why_left_out(source, name)
         left_out[reason or "of the same name as another"] += times if reason else times - 1
-        if reason != "hidden":
-            (others if reason else names).append(name)
+        if not reason:
+            names.append(name)
     if not names:
         found = f" ({summary(left_out)})" if left_out else ""
         for name in sorted(source.walk()):
@@ -79,6 +80,9 @@ def list_images(source: Folder | Zip) -> Listing:
                 found += f"; for those in {readable(name)} make it the --data-root"
                 break
         raise DataNotFound(f"no images in {source.description}{found}: {ACCEPTED}")
+    if bare := folders_without_images(source, names):  # any of which might have been a class
+        what = "folder without an image" if len(bare) == 1 else "folders without an image"
+        left_out[f"{what} ({listed(bare, MOST_NAMED)})"] += len(bare)
     names, depth = unwrapped(names, left_out)
     train, tests = split_parts(names, depth)
     if train and tests:
@@ -90,10 +94,15 @@ def list_images(source: Folder | Zip) -> Listing:
     refuse_test_class(source, names, depth, folders)
     files = labelled(names, depth, folders, left_out)
     files = split_within(source, files, depth + bool(folders), left_out)
-    if folders:  # what might have been a class
-        for folder in sorted(heads(others, depth) - set(folders)):
-            left_out[f"folder without an image ({readable(folder)})"] += 1
     return Listing(source, tuple(files), named_apart(folders), left_out)
+
+
+def folders_without_images(source: Folder | Zip, names: Sequence[str]) -> list[str]:
+    """The uppermost folders that hold none of these images at any depth; not hidden ones."""
+    filled = {parent for name in names for parent in PurePosixPath(name).parents}
+    folders = {path for path in map(PurePosixPath, source.folders()) if not is_hidden(path)}
+    bare = {path for path in folders - filled if path.parent in filled and ".." not in path.parts}
+    return [readable(str(path)) for path in sorted(bare)]
 
 
 def two_sets(

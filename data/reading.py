@@ -108,7 +108,8 @@ def decode_all(
             images[i] = image
         return *facts, bool((image[:1] == image).all())
 
-    print(f"Reading {len(names):,} images of {source.description}", flush=True)
+    noun = "image" if len(names) == 1 else "images"
+    print(f"Reading {len(names):,} {noun} of {source.description}", flush=True)
     for i, found in enumerate(mapped(decode, names, "decoding", loading.silent)):
         if isinstance(found, str):
             damaged[names[i]] = found

@@ -5,6 +5,10 @@ import torch
 from data.image_set import ImageSet
 from utils.errors import listed
 
+NONE_HELD_OUT = (
+    "held out: none, so there is no held-out loss: too few different images, or too few of a class"
+)
+
 
 def report(train_set: ImageSet, test_set: ImageSet) -> list[str]:
     """Counts, classes, sizes, what is left out, what is held out; a line each."""
@@ -16,7 +20,7 @@ def report(train_set: ImageSet, test_set: ImageSet) -> list[str]:
         *train_set.notes,
     ]
     if not len(test_set):
-        lines.append("held out: none, so there is no held-out loss: too few images to spare any")
+        lines.append(NONE_HELD_OUT)
     elif missing := without_held_out(train_set, test_set):
         lines.append(f"held out: no image of {listed(missing)}")
     return lines

@@ -57,6 +57,10 @@ class Files(ABC):
     """What folders and zips share."""
 
     @abstractmethod
+    def folders(self) -> set[str]:
+        """The names of the folders, as far as they are known; those of links above are not."""
+
+    @abstractmethod
     def unopenable(self, name: str) -> str:
         """Why it must not be opened; empty for a file."""
 
@@ -86,6 +90,14 @@ class Folder(Files):
 
         Of links to a folder above, too, which are not followed.
         """
+        return (name for name, is_folder in self.entries() if not is_folder)
+
+    def folders(self) -> set[str]:
+        """As Files.folders."""
+        return {name for name, is_folder in self.entries() if is_folder}
+
+    def entries(self) -> Iterator[tuple[str, bool]]:
+        """The names of all entries, and whether they are folders; see ``walk``."""
 
         def fail(e: OSError) -> None:
             raise DataError(f"cannot read the folder {readable(str(e.filename))}: {e.strerror}")
@@ -96,9 +108,11 @@ class Folder(Files):
             above = [*(self.root / parent for parent in inside.parents), *around]
             if any(os.path.samefile(folder, parent) for parent in above if inside.parts):
                 folders.clear()
-                yield str(PurePosixPath(inside))
+                yield str(PurePosixPath(inside)), False
                 continue
-            yield from (str(PurePosixPath(inside, name)) for name in names)
+            if inside.parts:
+                yield str(PurePosixPath(inside)), True
+            yield from ((str(PurePosixPath(inside, name)), False) for name in names)
 
     def unopenable(self, name: str) -> str:
         """Pipes, devices, broken links."""
@@ -134,9 +148,10 @@ class Zip(Files):
             self.archive = zipfile.ZipFile(path)
         except Exception as e:  # zipfile raises what it likes for damaged files
             raise DataError(f"cannot read the zip {self.description}: {e}") from e
-        files = [i for i in self.archive.infolist() if not i.is_dir()]
-        self.names = [str(PurePosixPath(i.filename.replace("\\", "/").lstrip("/"))) for i in files]
-        self.members = dict(zip(self.names, files, strict=True))
+        entries = [(member_name(info), info) for info in self.archive.infolist()]
+        self.empty = {name for name, info in entries if info.is_dir()}
+        self.names = [name for name, info in entries if not info.is_dir()]
+        self.members = {name: info for name, info in entries if not info.is_dir()}
 
     def walk(self) -> Iterator[str]:
         """The names of the members; again for each that has the name of another.
@@ -144,6 +159,11 @@ class Zip(Files):
         The last of them counts, as when the archive is unpacked.
         """
         yield from self.names
+
+    def folders(self) -> set[str]:
+        """As Files.folders."""
+        inside = (str(parent) for name in self.names for parent in PurePosixPath(name).parents)
+        return self.empty.union(inside) - {"."}
 
     def unopenable(self, name: str) -> str:
         """Links, which lead nowhere in an archive."""
@@ -160,10 +180,27 @@ class Zip(Files):
         return [(i.file_size, i.CRC, i.compress_size) for i in infos]
 
 
+def member_name(info: zipfile.ZipInfo) -> str:
+    """The name of a zip's member, however it was written."""
+    return str(PurePosixPath(info.filename.replace("\\", "/").lstrip("/")))
+
+
+def is_hidden(path: PurePosixPath) -> bool:
+    """Whether systems hide it, or left it behind."""
+    return any(part.startswith(".") or part in IGNORED for part in path.parts)
+
+
 def identify(content: bytes) -> tuple[Image.Image, bytes]:
-    """The image in these bytes, not decoded yet. Raises OSError and what Pillow raises."""
+    """The image in these bytes, not decoded yet. Raises OSError and what Pillow raises.
+
+    Of a PNG the checksums are compared, which Pillow's decoder does not do.
+    """
     try:
-        return Image.open(io.BytesIO(content), formats=readable_formats()), content
+        image = Image.open(io.BytesIO(content), formats=readable_formats())
+        if image.format == "PNG":
+            image.verify()  # after which it must be opened anew
+            image = Image.open(io.BytesIO(content), formats=["PNG"])
+        return image, content
     except UnidentifiedImageError as e:
         if content[4:8] == b"ftyp":
             raise OSError("HEIC or the like: convert it to PNG or JPEG") from e
@@ -185,7 +222,7 @@ def why_left_out(source: Files, name: str) -> str:
     path = PurePosixPath(name)
     if ".." in path.parts:
         return "outside the archive"
-    if any(part.startswith(".") or part in IGNORED for part in path.parts):
+    if is_hidden(path):
         return "hidden"
     if reason := source.unopenable(name):
         return reason

@@ -137,6 +137,9 @@ def test_a_transparent_value_is_of_the_depth_of_the_file():
     deep = b"".join(v.to_bytes(2, "big") for v in (100, 100, 100, 25700, 25700, 25700))
     learnt, _ = render(png(deep, 2, 16, 2, b"\0d\0d\0d"), how)  # 100 of 65,535 is nearly black
     assert pixels(learnt).tolist() == [[[1, 2, 3], [100, 100, 100]]]
+    near = b"".join(v.to_bytes(2, "big") for v in (25700, 25700, 25700, 25700, 25700, 25701))
+    learnt, _ = render(png(near, 2, 16, 2, b"dddddd"), how)  # the second one is not it
+    assert pixels(learnt).tolist() == [[[1, 2, 3], [100, 100, 100]]]
     learnt, _ = render(png(bytes([0b0110 << 4]), 2, 2, 0, b"\0\x01"), how)  # values 1 and 2 of 3
     assert pixels(learnt).tolist() == [[[1, 2, 3], [170, 170, 170]]]
 

@@ -38,7 +38,7 @@ def test_new_images_are_left_out_and_gone_ones_are_missed(tmp_path, layout):
     put(root / layout[-1] / "new.png", 999)
     sets = opened(root, loading)
     assert sets[1].digests.equal(before[1].digests)
-    assert "1 images are new since the start of the run: left out" in report(*sets)
+    assert "1 image is new since the start of the run: left out" in report(*sets)
     assert len(opened(root)[1]) + len(opened(root)[0]) == 12 * len(layout) + 1  # control
     (root / layout[-1] / "new.png").unlink()
     assert opened(root, loading)[1].digests.equal(before[1].digests)
@@ -53,6 +53,34 @@ def test_new_images_are_left_out_and_gone_ones_are_missed(tmp_path, layout):
     assert any("held-out images are gone or changed" in line for line in lines)
 
 
+@pytest.mark.parametrize("to", ["cat/000 (1).png", "dog/a copy.png"])
+def test_copies_that_are_new_are_left_out_too(tmp_path, to):
+    """In the class before that of the image, or in its own; of those trained on and held out."""
+    root = fill(tmp_path, "cat", "dog", each=12)
+    before = opened(root)
+    loading = stored(*before)
+    for n, part in enumerate(before):
+        digests = {bytes(row) for row in part.digests.tolist()}
+        dogs = sorted((root / "dog").glob("*.png"))
+        path = next(p for p in dogs if hashlib.sha256(p.read_bytes()).digest() in digests)
+        shutil.copy(path, (root / to).with_stem(f"{n}"))
+    sets = opened(root, loading)
+    assert sets[0].fingerprint == before[0].fingerprint
+    assert sets[1].digests.sort(0).values.equal(before[1].digests.sort(0).values)
+    assert "2 images are new since the start of the run: left out" in report(*sets)
+    assert sum(map(len, opened(root))) > 24  # control
+
+
+def test_a_new_class_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = fill(tmp_path / "pets", "cat", "dog", each=12)
+    assert train.main([*FLAGS, "--data-root", str(root)]) == 0
+    fill(tmp_path / "pets", "zebra", each=2)
+    assert train.main(["--resume", "latest", "--device", "cpu", "--max-steps", "3"]) == 2
+    line = capsys.readouterr().err
+    assert "are cat, dog, zebra, but this run was trained on cat, dog" in line
+
+
 def test_a_checkpoint_knows_the_held_out_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root = fill(tmp_path / "pets", "cat", "dog", each=12)
@@ -61,7 +89,7 @@ def test_a_checkpoint_knows_the_held_out_images(tmp_path, monkeypatch, capsys):
     assert len(content["data"]["held_out"]) == 24 - len(content["data"]["digests"])
     put(root / "dog" / "new.png", 999)
     assert train.main(["--resume", "latest", "--device", "cpu", "--max-steps", "3"]) == 0
-    assert "1 images are new since the start of the run" in capsys.readouterr().out
+    assert "1 image is new since the start of the run" in capsys.readouterr().out
 
 
 def test_domains_of_images_are_refused_and_parts_in_class_folders_are_sets(tmp_path):

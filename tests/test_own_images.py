@@ -165,7 +165,7 @@ def test_evaluation_says_what_it_reads_and_what_changed(pets, capsys):
     assert evaluate.main([*own, "--skip-damaged"]) == 0
     out = capsys.readouterr().out
     for line in (
-        "1 images are new since the start of the run: left out",
+        "1 image is new since the start of the run: left out",
         "1 of 4 held-out images are gone or changed since the start",
         "left out: 1 not images",
     ):

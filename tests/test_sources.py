@@ -98,6 +98,33 @@ def test_a_class_none_of_whose_files_can_be_read_is_named(tmp_path):
     assert "folder without" not in left_out(root)
 
 
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "dog"]])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_empty_folders_are_named(tmp_path, classes, zipped):
+    """Each may have been a class, also where it is then the only one that is left."""
+    root = fill(tmp_path / "pets", *classes, each=3)
+    for name in ("cat/none", "emu", "fox/hidden/none", ".git"):
+        (root / name).mkdir(parents=True)
+    (root / "fox/hidden/.DS_Store").touch()
+    if zipped:
+        shutil.make_archive(str(tmp_path / "pets"), "zip", root)
+        root = tmp_path / "pets.zip"
+    assert "3 folders without an image (cat/none, emu, fox)" in left_out(root)
+
+
+def test_a_png_with_a_wrong_checksum_is_damaged(tmp_path):
+    """Its pixels can be decoded all the same."""
+    root = fill(tmp_path, "cat", "dog", each=3)
+    assert len(opened(root)[0]) == 6  # control
+    path = sorted((root / "cat").glob("*.png"))[0]
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1  # before IEND, of 12 bytes: the last byte of the checksum of the pixels
+    path.write_bytes(content)
+    Image.open(path).load()  # control
+    with pytest.raises(DataError, match=f"{path.name} .*checksum"):
+        opened(root)
+
+
 def test_one_of_two_members_of_one_name_is_counted(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for n, name in enumerate(("a.png", "b.png", "./b.png", "c.png", "d.png", "./././d.png")):
