@@ -55,6 +55,7 @@ def parse_channels(text: str) -> int:
     return 0 if text == "auto" else int(text)
 
 
+LARGEST = 10**9  # whole number of a setting that has no range of its own
 SIZE = Spelling(parse_size, show_size, "HxW")
 
 
@@ -209,9 +210,12 @@ class TrainConfig:
         30, "epochs, of one pass or more; 0: limited by --max-steps or --max-minutes", 0
     )
     min_epoch_images: int = option(
-        9600, "least images of an epoch: over a small training set it takes several passes", 1
+        9600,
+        "least images of an epoch: over a small training set it takes several passes",
+        1,
+        10**8,
     )
-    batch_size: int = option(32, "images per step, over all ranks", 1)
+    batch_size: int = option(32, "images per step, over all ranks", 1, 10**7)
     flip: bool = option(False, "mirror every image, left to right, in half of its passes")
     init_from: str = option(
         "",
@@ -247,7 +251,7 @@ class TrainConfig:
     max_minutes: float = option(
         0.0, "minutes from the first step on, to which the schedule is fitted; 0: no limit", 0, 1e6
     )
-    grad_accum: int = option(1, "micro-batches per step (gradient accumulation)", 1)
+    grad_accum: int = option(1, "micro-batches per step (gradient accumulation)", 1, 10**7)
     checkpoint_activations: bool = option(
         False, "recompute activations in the backward pass, to save memory"
     )
@@ -370,7 +374,10 @@ class Config:
                 continue
             if not is_of(value, kind):
                 raise ConfigError(f"{flag(f.name)} must not be {value!r}")
-            check_range(flag(f.name), value, f.metadata["least"], f.metadata["most"])
+            least, most = f.metadata["least"], f.metadata["most"]
+            if kind is int and most == math.inf:
+                most = LARGEST
+            check_range(flag(f.name), value, least, most)
         if not self.data.data_root:
             raise ConfigError("--data-root must not be empty; type . for this folder")
 
