@@ -4,6 +4,7 @@ It trains, resumes to one step more, and samples. Things are hidden before the p
 locks are imported; torch itself is there already.
 """
 
+import asyncio  # noqa: F401  # which reads os.sysconf, and knows by itself where there is none
 import ctypes
 import errno
 import multiprocessing.reduction

@@ -447,7 +447,7 @@ def test_one_rank_of_one_meets_nobody(no_launcher, agent):
     no_launcher.setattr(torch.distributed, "TCPStore", refuse)
     set_variables(no_launcher, ONE | {"TORCHELASTIC_USE_AGENT_STORE": agent})
     with joined(torch.device("cpu")) as alone:
-        assert alone == Ranks()
+        assert alone == Ranks(launched=True)
     set_variables(no_launcher, {"WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"})
     with pytest.raises(AssertionError, match="asked for"), joined(torch.device("cpu")):
         pass  # control

@@ -170,7 +170,7 @@ def test_what_is_written(exported):
     about = json.loads((exported / CONFIG).read_text())
     assert (about["format"], about["step"]) == ("ddpm-export", 12)
     card = (exported / "README.md").read_text()
-    for words in ("![Samples](grid.png)", "digits: 700 training", "12 steps", "licence", EVALUATE):
+    for words in ("![Samples](grid.png)", "digits: 700 training", "12 steps", "licence"):
         assert words in card
     assert "a function (x_t, t, y) that" in card
     assert "0 ... 9, or 10 for none" in card
