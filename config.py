@@ -55,7 +55,6 @@ def parse_channels(text: str) -> int:
     return 0 if text == "auto" else int(text)
 
 
-LARGEST = 10**9  # whole number of a setting that has no range of its own
 SIZE = Spelling(parse_size, show_size, "HxW")
 
 
@@ -82,6 +81,9 @@ ALL = Spelling(parse_all, lambda n: str(n or "all"), "all|N")
 NAMES = Spelling(lambda text: tuple(text.split(",")) if text else (), ",".join, "NAME,...")
 
 
+LARGEST = 10**9  # whole number of a setting that has no range of its own
+
+
 def option(
     default: Any,
     help: str,
@@ -92,8 +94,11 @@ def option(
 ) -> Any:
     """A field whose help is both its comment and its --help line, with the range it accepts.
 
-    samplers: those that the option belongs to; none: all.
+    samplers: those that the option belongs to; none: all. A whole number without ``most`` has
+    LARGEST.
     """
+    if isinstance(default, int) and most == math.inf:
+        most = LARGEST
     metadata = {"help": help, "least": least, "most": most}
     return field(default=default, metadata=metadata | {"samplers": samplers, "spelling": spelling})
 
@@ -374,10 +379,7 @@ class Config:
                 continue
             if not is_of(value, kind):
                 raise ConfigError(f"{flag(f.name)} must not be {value!r}")
-            least, most = f.metadata["least"], f.metadata["most"]
-            if kind is int and most == math.inf:
-                most = LARGEST
-            check_range(flag(f.name), value, least, most)
+            check_range(flag(f.name), value, f.metadata["least"], f.metadata["most"])
         if not self.data.data_root:
             raise ConfigError("--data-root must not be empty; type . for this folder")
 

@@ -18,6 +18,7 @@ from data.sources import Stamp
 IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
 LABELS = ("labels", "label", "y", "targets", "target")
 MAYBE_LABELS = ("classes", "class", "arr_1")  # where there are as many as images
+WHOLE = 2**53  # above which a float may stand for another whole number
 PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
 PARTS |= {"validation": "val", "valid": "val", "val": "val"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -153,7 +154,7 @@ def values_of(path: Path, name: str, labels: np.ndarray | None, images: int) -> 
     """The class of every image, by name; None without labels. DataError for a wrong shape."""
     if labels is None:
         return None
-    if labels.dtype.kind == "f" and (labels == labels.round()).all():
+    if labels.dtype.kind == "f" and (abs(labels) < WHOLE).all() and (labels % 1 == 0).all():
         labels = labels.astype(np.int64)
     if labels.size != images or labels.dtype.kind not in "iub" + "US":
         raise DataError(

@@ -32,7 +32,7 @@ from data.listing import ACCEPTED, Listing, list_images, summary
 from data.options import DataOptions, Loading
 from data.reading import Decoded, Reader
 from data.sources import Folder, Zip
-from utils.errors import listed
+from utils.errors import listed, number
 
 MENTIONED_CUT = 0.1  # share of the pixels that cropping may cut off without a word
 
@@ -147,6 +147,7 @@ def left_out_note(listing: Listing, decoded: Decoded) -> Iterator[str]:
     if text := summary(counts):
         yield f"left out: {text}"
     if copies := len(decoded.digests) - len(decoded.digests.unique(dim=0)):
-        yield f"{copies:,} images are copies of others, byte by byte"
+        yield f"{number(copies, 'image is a copy', 'images are copies')} of others, byte by byte"
     if decoded.profiles:
-        yield f"{decoded.profiles:,} images have an ICC profile, which is not applied"
+        what = number(decoded.profiles, "image has", "images have")
+        yield f"{what} an ICC profile, which is not applied"

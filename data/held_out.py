@@ -11,7 +11,7 @@ from data.errors import DataError
 from data.image_set import ImageSet
 from data.listing import ImageFile
 from data.options import DataOptions, Loading
-from utils.errors import listed
+from utils.errors import listed, number
 
 HELD_OUT_EVERY, MIN_IMAGES, MIN_CLASS = 10, 20, 5  # one in ten; from so many images, a class on
 
@@ -112,9 +112,8 @@ def trained_too(trained: Tensor, held_out: Tensor) -> list[str]:
     """A line where test images are copies of training images, as a test folder may have them."""
     known = rows_of(trained)
     copies = sum(row in known for row in map(bytes, held_out.tolist()))
-    return [f"{copies:,} held-out images are trained on, too, as byte-by-byte copies"] * (
-        copies > 0
-    )
+    what = number(copies, "held-out image is", "held-out images are")
+    return [f"{what} trained on, too, as byte-by-byte copies"] if copies else []
 
 
 def check_held_out(
@@ -128,12 +127,13 @@ def check_held_out(
         return test, ()
     before = rows_of(loading.held_out)
     images = list(map(bytes, digests.tolist()))
-    known = torch.tensor(taken(images, Counter(map(bytes, loading.held_out.tolist()))))
+    left = Counter(map(bytes, loading.held_out.tolist()))
+    known = torch.tensor(taken(images, left), dtype=torch.bool)
     new, gone = int((test & ~known).sum()), len(before - rows_of(digests[test]))
     lines = []
     if new:
-        be = "image is" if new == 1 else "images are"
-        lines.append(f"{new:,} {be} new since the start of the run: left out")
+        what = number(new, "image is", "images are")
+        lines.append(f"{what} new since the start of the run: left out")
     if gone:
         line = f"{gone:,} of {len(before):,} held-out images are gone or changed since the start"
         if not options.skip_damaged:

@@ -67,20 +67,20 @@ def list_images(source: Folder | Zip) -> Listing:
     rest is looked into.
     """
     left_out: Counter[str] = Counter()
-    names = []
-    for name, times in sorted(Counter(source.walk()).items()):
+    names, entries = [], list(source.entries())
+    for name, times in sorted(Counter(n for n, is_folder in entries if not is_folder).items()):
         reason = why_left_out(source, name)
         left_out[reason or "of the same name as another"] += times if reason else times - 1
         if not reason:
             names.append(name)
     if not names:
         found = f" ({summary(left_out)})" if left_out else ""
-        for name in sorted(source.walk()):
+        for name, _ in sorted(entries):
             if PurePosixPath(name).suffix.lower() in CONTAINERS:
                 found += f"; for those in {readable(name)} make it the --data-root"
                 break
         raise DataNotFound(f"no images in {source.description}{found}: {ACCEPTED}")
-    if bare := folders_without_images(source, names):  # any of which might have been a class
+    if bare := folders_without_images(entries, names):  # any of which might have been a class
         what = "folder without an image" if len(bare) == 1 else "folders without an image"
         left_out[f"{what} ({listed(bare, MOST_NAMED)})"] += len(bare)
     names, depth = unwrapped(names, left_out)
@@ -97,12 +97,13 @@ def list_images(source: Folder | Zip) -> Listing:
     return Listing(source, tuple(files), named_apart(folders), left_out)
 
 
-def folders_without_images(source: Folder | Zip, names: Sequence[str]) -> list[str]:
+def folders_without_images(entries: Sequence[tuple[str, bool]], names: Sequence[str]) -> list[str]:
     """The uppermost folders that hold none of these images at any depth; not hidden ones."""
     filled = {parent for name in names for parent in PurePosixPath(name).parents}
-    folders = {path for path in map(PurePosixPath, source.folders()) if not is_hidden(path)}
+    folders = {PurePosixPath(name) for name, is_folder in entries if is_folder}
+    folders |= {parent for name, _ in entries for parent in PurePosixPath(name).parents}
     bare = {path for path in folders - filled if path.parent in filled and ".." not in path.parts}
-    return [readable(str(path)) for path in sorted(bare)]
+    return [readable(str(path)) for path in sorted(bare) if not is_hidden(path)]
 
 
 def two_sets(

@@ -21,6 +21,7 @@ from data.options import DataOptions, Loading
 from data.sources import Source
 from data.threads import Threads, result_of
 from utils.devices import main_memory, out_of_memory
+from utils.errors import number
 from utils.progress import track
 
 DEFAULT_SIDE, SIDE_MULTIPLE = 64, 16  # pixels, of images that come in several sizes
@@ -108,8 +109,8 @@ def decode_all(
             images[i] = image
         return *facts, bool((image[:1] == image).all())
 
-    noun = "image" if len(names) == 1 else "images"
-    print(f"Reading {len(names):,} {noun} of {source.description}", flush=True)
+    count = number(len(names), "image", "images")
+    print(f"Reading {count} of {source.description}", flush=True)
     for i, found in enumerate(mapped(decode, names, "decoding", loading.silent)):
         if isinstance(found, str):
             damaged[names[i]] = found
@@ -182,7 +183,7 @@ def check_damaged(damaged: dict[str, str], options: DataOptions) -> None:
     first = list(damaged.items())[:MAX_NAMED]
     named = "; ".join(f"{readable(name)} ({reason})" for name, reason in first)
     more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
-    count = "1 file" if len(damaged) == 1 else f"{len(damaged)} files"
+    count = number(len(damaged), "file", "files")
     raise DataError(
         f"{count} cannot be read: {named}{more}; repair or remove them, or leave them out with "
         "--skip-damaged"

@@ -57,8 +57,15 @@ class Files(ABC):
     """What folders and zips share."""
 
     @abstractmethod
-    def folders(self) -> set[str]:
-        """The names of the folders, as far as they are known; those of links above are not."""
+    def entries(self) -> Iterator[tuple[str, bool]]:
+        """The names of all entries, and whether each is a folder; "/" between the parts.
+
+        A name comes again for each entry that has it.
+        """
+
+    def walk(self) -> Iterator[str]:
+        """The names of all entries that are not folders."""
+        return (name for name, is_folder in self.entries() if not is_folder)
 
     @abstractmethod
     def unopenable(self, name: str) -> str:
@@ -85,19 +92,11 @@ class Folder(Files):
     def __init__(self, root: Path) -> None:
         self.root, self.description = root, readable(str(root))
 
-    def walk(self) -> Iterator[str]:
-        """Names of all entries that are not folders, relative to the root, "/" in between.
-
-        Of links to a folder above, too, which are not followed.
-        """
-        return (name for name, is_folder in self.entries() if not is_folder)
-
-    def folders(self) -> set[str]:
-        """As Files.folders."""
-        return {name for name, is_folder in self.entries() if is_folder}
-
     def entries(self) -> Iterator[tuple[str, bool]]:
-        """The names of all entries, and whether they are folders; see ``walk``."""
+        """As Files.entries, relative to the root.
+
+        A link to a folder above is not followed, and counts as none.
+        """
 
         def fail(e: OSError) -> None:
             raise DataError(f"cannot read the folder {readable(str(e.filename))}: {e.strerror}")
@@ -148,22 +147,15 @@ class Zip(Files):
             self.archive = zipfile.ZipFile(path)
         except Exception as e:  # zipfile raises what it likes for damaged files
             raise DataError(f"cannot read the zip {self.description}: {e}") from e
-        entries = [(member_name(info), info) for info in self.archive.infolist()]
-        self.empty = {name for name, info in entries if info.is_dir()}
-        self.names = [name for name, info in entries if not info.is_dir()]
-        self.members = {name: info for name, info in entries if not info.is_dir()}
+        self.infos = [(member_name(info), info) for info in self.archive.infolist()]
+        self.members = {name: info for name, info in self.infos if not info.is_dir()}
 
-    def walk(self) -> Iterator[str]:
-        """The names of the members; again for each that has the name of another.
+    def entries(self) -> Iterator[tuple[str, bool]]:
+        """As Files.entries. Of members that share a name the last counts, as when unpacked.
 
-        The last of them counts, as when the archive is unpacked.
+        Not every archive has entries for its folders.
         """
-        yield from self.names
-
-    def folders(self) -> set[str]:
-        """As Files.folders."""
-        inside = (str(parent) for name in self.names for parent in PurePosixPath(name).parents)
-        return self.empty.union(inside) - {"."}
+        return ((name, info.is_dir()) for name, info in self.infos)
 
     def unopenable(self, name: str) -> str:
         """Links, which lead nowhere in an archive."""

@@ -221,6 +221,11 @@ def test_an_npz_has_images_and_labels(tmp_path, names):
             assert LABELS[n] == 5 + label
 
 
+def test_labels_may_be_whole_numbers_stored_as_floats(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS.astype(np.float32))
+    assert opened(tmp_path / "a.npz")[0].class_names == ("5", "6", "7")
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_an_npy_has_images_alone_of_any_channels(tmp_path, channels):
     images = np.stack([picture(n, channels=channels) for n in range(30)])
@@ -255,6 +260,9 @@ def test_arrays_of_a_test_set_are_held_out(tmp_path):
         ({"images": IMAGES[:0]}, r"must be \(N, H, W\)"),
         ({"images": IMAGES, "labels": LABELS[:7]}, "40 whole numbers"),
         ({"images": IMAGES, "labels": LABELS / 2}, "whole numbers"),
+        ({"images": IMAGES, "labels": LABELS * np.inf}, "whole numbers"),
+        ({"images": IMAGES, "labels": LABELS * np.nan}, "whole numbers"),
+        ({"images": IMAGES, "labels": LABELS * 1e300}, "whole numbers"),
         ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES}, "x_test or x_train has no lab"),
         ({"images": IMAGES[0]}, "this is one image"),
         ({"other": IMAGES}, "no array named images.*only other"),

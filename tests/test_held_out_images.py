@@ -314,7 +314,7 @@ def test_copies_in_a_test_folder_are_told(tmp_path):
     root = fill(tmp_path, "train", "test", each=4)
     (root / "test" / "000.png").write_bytes((root / "train" / "001.png").read_bytes())
     lines = report(*opened(root))
-    assert any(line.startswith("1 held-out images are trained on, too") for line in lines)
+    assert any(line.startswith("1 held-out image is trained on, too") for line in lines)
 
 
 def test_class_folders_that_are_printed_alike_are_refused(tmp_path):

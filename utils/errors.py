@@ -11,6 +11,11 @@ class StoppedError(Exception):
     """A run that cannot continue, exit code 1: where it stopped, why, and what to do."""
 
 
+def number(count: int, one: str, many: str) -> str:
+    """``1 image``, ``2,000 images``: the count with the words for it."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def listed(names: Sequence[str], most: int = 20) -> str:
     """The names with commas between them, the first few where they are many."""
     if len(names) <= most:
