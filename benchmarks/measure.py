@@ -24,6 +24,7 @@ from diffusion import GaussianDiffusion
 from models import PowerEMA
 from training.optim import Muon
 from utils.devices import cores
+from utils.runs import git_revision
 
 ROOT = Path(__file__).parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -206,7 +207,7 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "bf16": "avx512_bf16" in flags or "amx_bf16" in flags,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
-        "commit": output(["git", "rev-parse", "--short", "HEAD"]).strip(),
+        "commit": git_revision(),
         "date": time.strftime("%Y-%m-%d"),
         "torch": str(torch.__version__),
         "diffusers": diffusers.__version__,

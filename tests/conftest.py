@@ -8,6 +8,7 @@ import faults
 import pytest
 
 import data.datasets
+import train
 
 # A shell's background jobs, as CI's may be, ignore Ctrl-C, and all that is started here would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,8 +35,9 @@ def trial(request) -> int:
 
 @pytest.fixture
 def few_digits(monkeypatch, tmp_path) -> Path:
-    """An empty folder to run in, where the data set `digits` has 100 images."""
+    """An empty folder to run in, where `digits` has 100 images and --dry-run times few steps."""
     monkeypatch.setitem(data.datasets.DATASETS, "digits", faults.few_digits)
+    monkeypatch.setattr(train, "FORECAST_SECONDS", faults.FORECAST_SECONDS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

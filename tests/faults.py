@@ -44,6 +44,7 @@ if SERVED:
     FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
 SECONDS = 120  # after which a process counts as hanging
 STEPS = 20
+FORECAST_SECONDS = 0.1  # of the timed steps of --dry-run; 2 where its numbers are for somebody
 NETWORK = [
     *("--dataset", "digits", "--device", "cpu", "--base-channels", "8", "--emb-channels", "16"),
     *("--channel-multipliers", "1", "--attention-levels", "--heads", "2", "--patch-size", "7"),
@@ -190,9 +191,10 @@ def child(where: str, argv: list[str], steps, hook: str, argument: int, environm
 
 
 def child_prelude() -> None:
-    """What every process needs: a small data set, one thread."""
+    """What every process needs: a small data set, one thread, a quick --dry-run."""
     torch.set_num_threads(1)
     data.datasets.DATASETS["digits"] = few_digits
+    train.FORECAST_SECONDS = FORECAST_SECONDS
 
 
 DRAWN = {part: draw_digits(part, size=100) for part in (True, False)}

@@ -11,9 +11,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from faults import FORK, SECONDS, Ended, Process, child_prelude
 from sabotage import before_step, slow_save, steps_take
@@ -26,11 +27,17 @@ from utils.distributed import Ranks, share
 Main = Callable[[list[str]], int]
 
 
-def start(where: Path, world: int, argv: list[str], hook: str = "") -> list[Process]:
-    """train.main(argv) on so many ranks."""
+def start(
+    where: Path,
+    world: int,
+    argv: list[str],
+    hook: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> list[Process]:
+    """train.main(argv) on so many ranks; ``variables`` are what else a launcher tells them."""
     port = free_port()
-    every = [environment(rank, world, port) for rank in range(world)]
-    return [Process(where, argv, hook, environment=variables) for variables in every]
+    every = [environment(rank, world, port) | variables for rank in range(world)]
+    return [Process(where, argv, hook, environment=own) for own in every]
 
 
 def run(where: Path, world: int, argv: list[str], hook: str = "") -> list[Ended]:
@@ -85,7 +92,8 @@ def other_images(_: int) -> None:
 
 
 def other_clocks(_: int) -> None:
-    """On every rank a step seems to take another time."""
+    """On every rank a step seems to take another time; --dry-run would take few."""
+    train.FORECAST_SECONDS = 1.0
     steps_take(200 + 100 * int(os.environ["RANK"]))
 
 
@@ -95,13 +103,13 @@ def slow(_: int) -> None:
 
 
 def slow_first(owner, name: str) -> None:
-    """The first rank takes three times as long for this as ranks wait for one another."""
+    """The first rank takes twice as long for this as ranks wait for one another."""
     utils.distributed.TIMEOUT = timedelta(seconds=2)
     original, calls = getattr(owner, name), itertools.count()
 
     def sleep_first(*arguments, **options):
         if os.environ["RANK"] == "0" and next(calls) == 0:
-            time.sleep(6)
+            time.sleep(4)
         return original(*arguments, **options)
 
     setattr(owner, name, sleep_first)

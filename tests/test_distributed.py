@@ -184,8 +184,25 @@ def survive_death(where: Path, step: int) -> bool:
     return f"Resuming after step {step - 1}" in out
 
 
-def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
-    assert survive_death(tmp_path, 7)
+def test_a_job_that_is_started_again_meets_nobody_of_the_one_before(alone, tmp_path):
+    """Its store, the launcher's, still has the addresses of ranks that died.
+
+    test_a_rank_may_die_at_any_step has the real launcher.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    again = [*SHORT, "--resume", "auto"]
+    agent = {rendezvous.AGENT: "True", "MASTER_PORT": str(store.port)}
+    first, second = ranks.start(tmp_path, 2, again, "ranks.slow", agent)
+    assert second.wait_for(7)
+    second.kill()
+    assert first.end().code == 1
+    ends = [
+        process.end()
+        for process in ranks.start(tmp_path, 2, again, variables=agent | {rendezvous.RESTART: "1"})
+    ]
+    assert [end.code for end in ends] == [0, 0]
+    assert "Resuming after step" in ends[0].out
+    assert_allclose(curve(tmp_path), curve(alone), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +308,7 @@ def test_dry_run_takes_as_many_steps_on_every_rank(tmp_path):
     assert ends[0].step == ends[1].step > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["slow_validation", "slow_scorer"])
 def test_ranks_wait_for_what_the_first_does_alone_longer_than_for_one_another(tmp_path, hook):
     store_classifier(tmp_path / "Logs_Checkpoints")
@@ -299,6 +317,7 @@ def test_ranks_wait_for_what_the_first_does_alone_longer_than_for_one_another(tm
     assert [end.code for end in ends] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_slow_elsewhere_ends_the_job(tmp_path):
     """The control."""
     ends = ranks.run(tmp_path, 2, SHORT, "ranks.slow_step")
@@ -326,6 +345,7 @@ def test_sampling_on_any_number_of_ranks_draws_the_same_images(alone, tmp_path, 
     assert np.abs(drawn[3][0] - drawn[0][0]).max() > 1  # control
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_ranks_finds_what_one_finds(alone, tmp_path):
     found = []
     for world, seed in ((1, 0), (2, 0), (2, 1)):

@@ -205,6 +205,8 @@ def test_memory_that_ends_is_one_line_with_what_to_lower(place, limits):
         with folder() as where:
             argv = [*SMALL, *flags, "--max-steps", "1"]
             ended = run(where, argv, f"sabotage.little_memory_in_{place}", megabytes)
+            if torch.__version__ < "2.12" and ended.code == -signal.SIGSEGV:
+                pytest.xfail("PyTorch 2.11 crashes by itself: docs/robustness.md, Limits")
             assert ended.code == 1
             one_line(ended.err, "train.py: stopped: out of memory", "--batch-size", saved)
             one_line(ended.err, "--grad-accum", "--checkpoint-activations")
@@ -398,7 +400,10 @@ def test_a_living_run_touches_no_folder_that_is_another_runs_by_now(trials, faul
     count("another run takes the number of a living one", trials, trials, "neither loses a file")
 
 
-@pytest.mark.parametrize("fault", ["lose_folders", "lose_folders_in_save"])
+IN_SAVE = pytest.param("lose_folders_in_save", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fault", ["lose_folders", IN_SAVE])
 def test_a_run_that_does_not_look_destroys_the_other(fault):
     """The control."""
     with folder() as where:
@@ -612,6 +617,7 @@ def test_a_torn_record_at_the_end_of_the_curves_costs_nothing_else():
         assert events(where) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_without_purge_step_the_curves_would_repeat_themselves():
     """The control: killed behind its last checkpoint, with the curves further than that."""
     with folder() as where:
@@ -643,11 +649,13 @@ def test_curves_do_not_depend_on_the_clock(trials):
     count("the clock is set back before a resume", trials, trials, "every step once, in order")
 
 
+@pytest.mark.slow
 def test_curves_named_by_the_clock_would_end_at_the_resume():
     """The control."""
     assert resumed_by_a_clock(-3600, "set_clock_and_trust_it") == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_at_every_instant_there_are_two_whole_checkpoints():
     """Watched from outside while it saves at every step of one epoch."""
     with folder() as where:
@@ -701,9 +709,10 @@ def test_it_runs_in_a_bare_environment():
 
 
 EVERYTHING = [name for name in other_system.HIDE if name != "fsync of folders"]  # nor any folder
-SINGLE = [pytest.param([name], marks=pytest.mark.slow, id=name) for name in other_system.HIDE]
+SINGLE = [pytest.param([name], id=name) for name in other_system.HIDE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [pytest.param(EVERYTHING, id="everything"), *SINGLE])
 def test_it_runs_where_a_system_lacks_what_linux_has(names):
     with folder() as where:

@@ -53,8 +53,26 @@ def measure(trained, capsys):
     return run
 
 
-def test_everything_is_measured_printed_and_kept(measure, trained):
+@pytest.fixture
+def bars(monkeypatch) -> list[tuple[str, int, int | None]]:
+    """Of every progress bar that has ended: its title, what it counted, and what there was."""
+    seen, leave = [], progress.Progress.__exit__
+
+    def note(bar, *error):
+        seen.append((bar.title, bar.n, bar.total))
+        return leave(bar, *error)
+
+    monkeypatch.setattr(progress.Progress, "__exit__", note)
+    return seen
+
+
+def test_everything_is_measured_counted_printed_and_kept(measure, trained, bars):
     out, found = measure("--num", "300", "--guidance", "1")
+    assert {title for title, _, _ in bars} >= {
+        "sampling", "features", "scoring samples", "scoring real images",
+        "nearest training images", "held-out loss", "bits per dimension",
+    }  # fmt: skip
+    assert all(n == total for _, n, total in bars)
     assert found.keys() == {"scores", "memorization", "held_out", "bits_per_dim"}
     rows = found["scores"]["rows"]
     assert list(rows) == ["ddpm:5", "real train images", "real test images"]
@@ -144,24 +162,6 @@ def test_a_place_that_the_extractor_cannot_have_is_found_out_before_any_work(
     assert f"cannot write to {root / 'classifiers'}: " in capsys.readouterr().err
     with pytest.raises(KeyError, match="work"):  # control: which trains no extractor
         evaluate.main([*flags, "--only", "bits"])
-
-
-def test_all_that_takes_long_shows_how_far_it_is(measure, monkeypatch):
-    """And what it counts is what there is."""
-    seen, leave = [], progress.Progress.__exit__
-
-    def note(bar, *error):
-        seen.append((bar.title, bar.n, bar.total))
-        return leave(bar, *error)
-
-    monkeypatch.setattr(progress.Progress, "__exit__", note)
-    measure("--num", "60", "--steps", "3")
-    titles = {title for title, _, _ in seen}
-    assert titles >= {
-        "sampling", "features", "scoring samples", "scoring real images",
-        "nearest training images", "held-out loss", "bits per dimension",
-    }  # fmt: skip
-    assert all(n == total for _, n, total in seen)
 
 
 def test_the_report_alone_is_written_without_measuring(measure, trained, monkeypatch, capsys):

@@ -123,7 +123,10 @@ def few(monkeypatch, images: int, held_out: int) -> None:
     monkeypatch.setitem(data.datasets.DATASETS, "digits", faults.opener(drawn))
 
 
-@pytest.mark.parametrize(("images", "held_out"), [(1, 0), (2, 0), (5, 1), (19, 0)])
+@pytest.mark.parametrize(
+    ("images", "held_out"),
+    [(1, 0), (5, 1), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((2, 0), (19, 0)))],
+)
 def test_from_one_image_on_a_run_trains_resumes_and_samples(
     few_digits, monkeypatch, capsys, images, held_out
 ):

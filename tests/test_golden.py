@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from golden import FORMULATIONS, TINY, Checkout, golden
+import torch
+from golden import FORMULATIONS, TINY, Checkout, digest, golden
 
 CODE = Path(__file__).parent.parent
 
@@ -14,6 +15,20 @@ def hashes(folder: Path, *flags: str) -> dict:
     return Checkout(CODE, folder).train(*TINY.split(), *flags)
 
 
+def test_one_bit_is_another_hash():
+    content = {"step": 3, "weights": torch.arange(4.0), "rest": [None, (1.5, "a")]}
+    first = digest(content)
+    assert digest(dict(content)) == first
+    content["weights"].view(torch.int32)[2] ^= 1
+    assert digest(content) != first
+    content["weights"].view(torch.int32)[2] ^= 1
+    assert digest(content) == first
+    for other in (torch.arange(4), torch.arange(4.0)[None], torch.arange(4.0).double()):
+        assert digest(content | {"weights": other}) != first
+    assert digest(content | {"rest": [None, (1.5, "b")]}) != first
+
+
+@pytest.mark.slow
 def test_another_seed_has_other_hashes_of_what_it_decides_alone(tmp_path):
     first, other = hashes(tmp_path / "first"), hashes(tmp_path / "other", "--seed", "1")
     assert first["code"] == other["code"] == 0

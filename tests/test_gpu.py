@@ -36,7 +36,9 @@ TF32 = 8 / 255  # and with it, as sample.py draws
 BF16 = 1e-3  # losses of the first steps against float32, in the mean
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.fixture(
+    params=[pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=GPU)]
+)
 def device(request) -> str:
     """Where the test runs."""
     return request.param

@@ -29,6 +29,7 @@ def content(tmp_path, name: str) -> dict:
     return json.loads((tmp_path / "out" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_item_is_measured_once_and_written_at_once(rehearse, tmp_path):
     code, out = rehearse("--only", "fast-recipe")
     assert code == 0
@@ -48,6 +49,7 @@ def test_an_item_is_measured_once_and_written_at_once(rehearse, tmp_path):
     assert not on_gpu.done(args, "fast-recipe")  # control: a rehearsal is not the real thing
 
 
+@pytest.mark.slow
 def test_an_item_that_fails_says_why_and_is_tried_again(rehearse, tmp_path):
     name = "good-mnist-many"  # before good-mnist
     code, out = rehearse("--only", name)

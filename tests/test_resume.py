@@ -87,6 +87,7 @@ def linked(where: Path, part: str) -> None:
 
 
 PARTS = [".", "checkpoints", "Inference", "checkpoints/version_0", "Inference/version_0"]
+ALL_PARTS = pytest.param(PARTS, 3, marks=pytest.mark.slow)
 
 
 def resume_linked(done: Path, part: str, hook: str = "") -> list[int]:
@@ -105,14 +106,14 @@ def resume_linked(done: Path, part: str, hook: str = "") -> list[int]:
         return versions
 
 
-@pytest.mark.parametrize("trials", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_root_may_be_put_together_by_links(trials):
+@pytest.mark.parametrize(("parts", "trials"), [(PARTS[:2], 1), ALL_PARTS])
+def test_a_run_root_may_be_put_together_by_links(parts, trials):
     with folder() as done:
         assert run(done, [*SMALL, "--max-steps", "10"]).code == 0
-        for part in PARTS * trials:
+        for part in parts * trials:
             assert resume_linked(done, part) == [0], part
         assert resume_linked(done, "checkpoints", "sabotage.resolve_links") == [0, 1]  # control
-    n = trials * len(PARTS)
+    n = trials * len(parts)
     count("a folder of the run root is a link", n, n, "the same version goes on")
 
 

@@ -97,6 +97,7 @@ def compiled_sizes() -> set[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_a_network_is_compiled_for_whole_batches_alone(monkeypatch):
     assert compiled_sizes() == {20}
     monkeypatch.setattr(TrainState, "compilation", lambda _: nullcontext())

@@ -34,6 +34,7 @@ TINY = PRESETS["mnist"].override(
     **{"base_channels": 8, "emb_channels": 16, "timesteps": 50, "dropout": 0.1},
     **{"batch_size": 4, "min_epoch_images": 1, "epochs": 0, "max_steps": 1000},
 )
+FEW_AND_MORE = (3, 8)  # steps
 WAYS = {
     "muon": {},
     "adamw": {"optimizer": "adamw"},
@@ -74,10 +75,14 @@ def crossings(steps: int, stream: bool = False, **changes) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("way", "stream"), [*((way, False) for way in WAYS), ("muon", True), ("flip", True)]
+    ("way", "stream"),
+    [
+        *(("muon", False), ("micro-batches", False), ("learned variance", False), ("flip", True)),
+        *(pytest.param(way, False, marks=pytest.mark.slow) for way in WAYS),
+    ],
 )
-def test_ten_more_steps_wait_no_more(way, stream):
-    few, more = (crossings(steps, stream, **WAYS[way]) for steps in (4, 14))
+def test_more_steps_wait_no_more(way, stream):
+    few, more = (crossings(steps, stream, **WAYS[way]) for steps in FEW_AND_MORE)
     assert few == more
 
 
@@ -85,8 +90,8 @@ def test_a_step_that_looks_at_its_loss_is_seen(monkeypatch):
     """The control."""
     original = train.output_gradient
     monkeypatch.setattr(train, "output_gradient", lambda loss: (loss.item(), original(loss))[1])
-    few, more = (crossings(steps) for steps in (4, 14))
-    assert len(more) == len(few) + 10
+    few, more = (crossings(steps) for steps in FEW_AND_MORE)
+    assert len(more) == len(few) + FEW_AND_MORE[1] - FEW_AND_MORE[0]
     assert more[-1].endswith(": item")
 
 
@@ -103,12 +108,13 @@ def drawn(sampler: str, steps: int, **settings) -> list[str]:
         return list(seen.crossings)
 
 
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
-@pytest.mark.parametrize("variance", ["posterior", "optimal"])
+@pytest.mark.parametrize(
+    ("variance", "interval"), [("posterior", (0.0, 1.0)), ("optimal", (0.3, 0.8))]
+)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_more_steps_of_sampling_wait_no_more(sampler, variance, interval):
     settings = {"variance": variance, "guidance_interval": interval}
-    few, more = (drawn(sampler, steps, **settings) for steps in (4, 14))
+    few, more = (drawn(sampler, steps, **settings) for steps in FEW_AND_MORE)
     assert few == more
 
 

@@ -41,6 +41,7 @@ def run_all(sources: list[str], capsys) -> None:
         assert names.get("exit_code", 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_drawn")
 def test_the_tour_runs_with_less_training(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained / "classifiers", tmp_path / "Logs_Checkpoints/classifiers")

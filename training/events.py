@@ -1,5 +1,6 @@
 """TensorBoard's event files, in the order in which they were written, whatever the clock says."""
 
+import io
 import os
 import re
 import socket
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from PIL import Image
 
 from utils.files import whole_file
 
@@ -57,19 +58,14 @@ class EventWriter:
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.add(step, lambda: self.summary.scalar(tag, value))
 
-    def add_image(self, tag: str, picture: Tensor, step: int) -> None:
-        """A uint8 picture (3, H, W)."""
-        self.add(step, lambda: self.summary.image(tag, picture, dataformats="CHW"))
-
-    def add_gif(self, tag: str, film: bytes, step: int) -> None:
-        """An animation, which browsers play; by its content TensorBoard tells it from a PNG."""
+    def add_picture(self, tag: str, encoded: bytes, step: int) -> None:
+        """A PNG, or an animated GIF, which browsers play: TensorBoard looks into it."""
 
         def summary() -> Any:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
-            width, height = (int.from_bytes(film[i : i + 2], "little") for i in (6, 8))
-            encoded = {"height": height, "width": width, "colorspace": 3}
-            image = Summary.Image(encoded_image_string=film, **encoded)
+            width, height = Image.open(io.BytesIO(encoded)).size
+            image = Summary.Image(encoded_image_string=encoded, width=width, height=height)
             return Summary(value=[Summary.Value(tag=tag, image=image)])
 
         self.add(step, summary)

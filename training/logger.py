@@ -82,9 +82,9 @@ class Logger:
             return
         self.outputs.json("environment.json", environment)
         with warn_on_error("no contact sheet"):
-            sheet = contact_sheet(train_set)
-            self.writer.add_image("training_images", sheet, 0)
-            self.outputs.picture(SHEET, sheet)
+            sheet = images.png(contact_sheet(train_set))
+            self.writer.add_picture("training_images", sheet, 0)
+            self.outputs.whole(SHEET, sheet)
 
     def description(self, name: str, rows: list[Layer]) -> dict[str, Any]:
         """What the run is, for run.json."""
@@ -236,14 +236,14 @@ class Logger:
     def write_pictures(self, preview: Preview, states: list[Tensor]) -> None:
         """The grid of samples, the strip and the film of the reverse process."""
         step, chosen = self.state.step, preview.first_of_each
-        grid = images.grid(states[-1], preview.columns, rows_of=preview.names)
-        strip = images.filmstrip([x[chosen] for x in states])
+        grid = images.png(images.grid(states[-1], preview.columns, rows_of=preview.names))
+        strip = images.png(images.filmstrip([x[chosen] for x in states]))
         film = images.gif([images.grid(x[chosen], FILM_COLUMNS) for x in states])
-        self.writer.add_image("samples/grid", grid, step)
-        self.writer.add_image("samples/reverse_process", strip, step)
-        self.writer.add_gif("samples/reverse_process_film", film, step)
-        self.outputs.picture(f"samples_{step:08d}.png", grid)
-        self.outputs.picture(STRIP, strip)
+        self.writer.add_picture("samples/grid", grid, step)
+        self.writer.add_picture("samples/reverse_process", strip, step)
+        self.writer.add_picture("samples/reverse_process_film", film, step)
+        self.outputs.whole(f"samples_{step:08d}.png", grid)
+        self.outputs.whole(STRIP, strip)
         self.outputs.whole(FILM, film)
 
     def show_schedule(self, clock: Clock) -> None:
@@ -314,5 +314,5 @@ def contact_sheet(train_set: ImageSet) -> Tensor:
 def save_contact_sheet(train_set: ImageSet, folder: Path) -> str:
     """Write it, and say where it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    Outputs(folder).picture(SHEET, contact_sheet(train_set))
+    Outputs(folder).whole(SHEET, images.png(contact_sheet(train_set)))
     return f"images as the network gets them: {folder / SHEET}"

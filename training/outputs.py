@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from utils import checkpoint, images, runs
+from utils import checkpoint, runs
 from utils.devices import out_of_memory
 from utils.errors import InputError, StoppedError
 from utils.files import Claim, anything_goes, whole_file
@@ -53,10 +51,6 @@ class Outputs:
 
     def json(self, name: str, values: dict[str, Any]) -> None:
         self.attempt(lambda: runs.write_json(self.folder / name, values, self.check))
-
-    def picture(self, name: str, picture: Tensor) -> None:
-        """A uint8 picture (3, H, W) as a PNG."""
-        self.attempt(lambda: images.save_png(picture, self.folder / name, self.check))
 
     def whole(self, name: str, content: bytes) -> None:
         """A file that is never seen half written."""

@@ -122,9 +122,9 @@ def save_png(picture: Tensor, path: str | Path, check: Callable[[], None] = anyt
 
 
 def png(picture: Tensor) -> bytes:
-    """A uint8 picture (C, H, W)."""
+    """A uint8 picture (C, H, W); a grey one has one channel in the file, which is smaller."""
     content = io.BytesIO()
-    to_pil(picture).save(content, "PNG")
+    to_pil(picture[:1] if grey(picture) else picture).save(content, "PNG")
     return content.getvalue()
 
 
@@ -145,5 +145,5 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def grey(picture: Tensor) -> bool:
-    """Whether the three channels of (3, H, W) are the same."""
+    """Whether all channels of (C, H, W) are the same."""
     return bool((picture == picture[:1]).all())
