@@ -97,7 +97,8 @@ def train(args: Args, device: torch.device, ranks: Ranks) -> int:
     if args.replay:
         return replay(state, train_step, train_set, args.replay)
     if state.finished:
-        print(f"Already finished at step {state.step}; --epochs or --max-steps train further")
+        more = "a higher --epochs or --max-steps, or other --max-minutes, trains further"
+        print(f"Already finished at step {state.step:,}; {more}")
         return 0
 
     with (

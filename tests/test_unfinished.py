@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from faults import FORK, child_prelude
+from faults import FORK, child_prelude, count
 
 import sample
 import training.unfinished
@@ -158,6 +158,7 @@ def test_after_kill_9_only_what_is_missing_is_drawn(flags, whole, drawn, tmp_pat
     assert sample.main(command) == 0
     assert drawn == [*range(done, NUM)]
     assert contents(out) == whole
+    count("SIGKILL while samples are written", 1, 1, "only what is missing is drawn, equal bytes")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from models.summary import Layer
 from training.state import TrainState
 from training.validation_schedule import AT_END
 from utils.devices import device_name, has_bf16, peak_memory
+from utils.errors import number
 from utils.process import StopSignal, command, shell
 from utils.progress import duration
 from utils.pytree import walk
@@ -60,11 +61,11 @@ def number_format(state: TrainState) -> str:
 def schedule(state: TrainState) -> str:
     """How long the run is, and how its steps make epochs."""
     epochs, minutes = state.epochs, state.config.train.max_minutes
-    length = f"as many steps as fit into {minutes:g} minutes"
+    length = f"as many steps as fit into {minutes:g} {'minute' if minutes == 1 else 'minutes'}"
     if state.schedule:
         total = state.schedule.total_steps
-        count = math.ceil(total / epochs.steps)
-        length = f"{total:,} steps in {count:,} {'epoch' if count == 1 else 'epochs'}"
+        passes = number(math.ceil(total / epochs.steps), "epoch", "epochs")
+        length = f"{number(total, 'step', 'steps')} in {passes}"
         if state.step:
             length += f", {total - state.step:,} of them left"
     return f"{length}; an epoch is {epochs}"
@@ -87,7 +88,7 @@ def time_left(state: TrainState, step_seconds: float) -> str:
     validations = state.validation_schedule.cost_within(state.step, state.schedule.total_steps)
     seconds = (steps + validations) * step_seconds
     speed = rate(state.epochs.batch_size / step_seconds)
-    return f"{speed}: {steps:,} more steps, {estimated_end(seconds)}"
+    return f"{speed}: {number(steps, 'more step', 'more steps')}, {estimated_end(seconds)}"
 
 
 def rate(images: float) -> str:
