@@ -42,7 +42,7 @@ FORK = multiprocessing.get_context("forkserver" if SERVED else "spawn")
 CHILDREN = ("test_command_line", "test_download", "test_environment", "test_hostile_checkpoints")
 if SERVED:
     FORK.set_forkserver_preload(["faults", "sabotage", *CHILDREN])  # imported once for all of them
-SECONDS = 120  # after which a process counts as hanging
+SECONDS = 400  # after which a process counts as hanging: to compile a network takes up to 200
 STEPS = 20
 FORECAST_SECONDS = 0.1  # of the timed steps of --dry-run; 2 where its numbers are for somebody
 NETWORK = [

@@ -216,13 +216,13 @@ def test_where_no_lock_can_be_made_each_process_downloads_for_itself(tmp_path, m
 def kill_and_repair(root: Path, seed: int) -> None:
     """SIGKILL within the download of the first or second file; the next start has the set."""
     sent = threading.Event()
-    first, size = seed % 2 == 0, random.Random(seed).randrange(100)
+    first, share = seed % 2 == 0, random.Random(seed).random()
 
     def stop_half_way(handler, content: bytes) -> None:
         if not first and "images" in handler.path:
             answer(handler, content)
             return
-        answer(handler, content[:size], len(content))
+        answer(handler, content[: int(share * len(content))], len(content))
         sent.set()
         handler.server.closed.wait(SECONDS)
 
