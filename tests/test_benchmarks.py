@@ -292,6 +292,7 @@ def test_corruptions_rise_with_their_degree_and_keep_the_shape():
         assert changes == sorted(changes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_drawn")
 def test_samplers_are_measured_once_at_the_evaluations_they_may_cost(trained, tmp_path, capsys):
     flags = ["--ckpt", str(trained / "checkpoints/version_0"), "--run-root", str(trained)]

@@ -38,6 +38,7 @@ from utils.seeding import permutation
 
 NAMES = "SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU"
 STOP = [getattr(signal, name) for name in re.findall("SIG[A-Z0-9]+", NAMES)]
+TWO = [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 SCRIPTS = ("train", "sample", "evaluate", "edit")
 RUN_ROOT = "Logs_Checkpoints"
 
@@ -186,38 +187,38 @@ def in_second_save(where, hook: str) -> Process:
     return process
 
 
-def test_a_second_signal_ends_it_at_once():
+@pytest.mark.parametrize("number", TWO)
+def test_a_second_signal_ends_it_at_once(number):
     """Within a save that would take half a minute, for which the first one waits.
 
     Had it waited, there would be a second checkpoint.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with folder() as where:
-            process = in_second_save(where, "sabotage.hang_in_save")
-            process.kill(number)
-            time.sleep(0.3)
-            assert process.process.is_alive()  # the first alone does not end it
-            process.kill(number)
-            ended = process.end()
-            if number == signal.SIGINT:
-                assert ended.code == 130
-                assert "interrupted at once" in ended.err
-            else:
-                assert ended.code == -number
-            assert list(checkpoints(where)) == [5]
-            verify(where)
-            assert finish(where) == unbroken()
+    with folder() as where:
+        process = in_second_save(where, "sabotage.hang_in_save")
+        process.kill(number)
+        time.sleep(0.3)
+        assert process.process.is_alive()  # the first alone does not end it
+        process.kill(number)
+        ended = process.end()
+        if number == signal.SIGINT:
+            assert ended.code == 130
+            assert "interrupted at once" in ended.err
+        else:
+            assert ended.code == -number
+        assert list(checkpoints(where)) == [5]
+        verify(where)
+        assert finish(where) == unbroken()
 
 
-def test_a_signal_inside_a_save_waits_for_it():
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with folder() as where:
-            process = in_second_save(where, "sabotage.sleep_in_save")
-            process.kill(number)
-            ended = process.end()
-            assert ended.code == 128 + number, ended.err
-            assert newest(where)["step"] == ended.step == 10  # that of the second save
-            assert finish(where) == unbroken()
+@pytest.mark.parametrize("number", TWO)
+def test_a_signal_inside_a_save_waits_for_it(number):
+    with folder() as where:
+        process = in_second_save(where, "sabotage.sleep_in_save")
+        process.kill(number)
+        ended = process.end()
+        assert ended.code == 128 + number, ended.err
+        assert newest(where)["step"] == ended.step == 10  # that of the second save
+        assert finish(where) == unbroken()
 
 
 AGAIN_LINE = "Interrupted before the first step; start again with the same command"

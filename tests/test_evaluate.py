@@ -229,6 +229,7 @@ def test_inception_features_stand_beside_those_of_the_classifier(extractor):
     assert alone.spaces.keys() == {"classifier"}
 
 
+@pytest.mark.slow
 def test_all_terms_agree_with_those_sampled(trained):
     model = sample.load(trained / "checkpoints/version_1", device="cpu")
     sampler = Sampler(**asdict(model.config.sample))

@@ -235,6 +235,7 @@ def quick(_: int) -> None:
     steps_take(1)
 
 
+@pytest.mark.slow
 def test_ranks_that_agree_seldom_train_to_the_same_losses(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     for where in (alone, together):

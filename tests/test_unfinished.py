@@ -97,8 +97,9 @@ def test_files_are_those_of_all_images_at_once(whole, model):
     assert len(whole) == NUM + 3  # nothing else
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("batch", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM), (5, signal.SIGINT)]
+)
 def test_an_interrupted_run_goes_on_with_the_same_bytes(
     flags, whole, drawn, tmp_path, monkeypatch, capsys, batch, number
 ):
