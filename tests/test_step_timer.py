@@ -261,9 +261,9 @@ def test_a_resumed_run_repeats_the_refitted_schedule_bit_for_bit(trials):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trials", [12])
-def test_a_run_that_stops_while_the_machine_is_busy_is_refitted_when_resumed(trials):
+def test_a_run_that_stops_while_the_machine_is_busy_is_refitted_when_resumed():
     """Not one whose checkpoint is of an earlier version, which says nothing of it."""
+    trials = 12
     for trial in range(trials):
         with folder() as where:
             hook = "sabotage.stop_once_scheduled"

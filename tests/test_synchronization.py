@@ -74,13 +74,12 @@ def crossings(steps: int, stream: bool = False, **changes) -> list[str]:
         return list(seen.crossings)
 
 
-@pytest.mark.parametrize(
-    ("way", "stream"),
-    [
-        *(("muon", False), ("micro-batches", False), ("learned variance", False), ("flip", True)),
-        *(pytest.param(way, False, marks=pytest.mark.slow) for way in WAYS),
-    ],
-)
+FIRST = [("muon", False), ("micro-batches", False), ("learned variance", False), ("flip", True)]
+ALL = [*((way, False) for way in WAYS), ("muon", True), ("flip", True)]
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FIRST]
+
+
+@pytest.mark.parametrize(("way", "stream"), [*FIRST, *OTHERS])
 def test_more_steps_wait_no_more(way, stream):
     few, more = (crossings(steps, stream, **WAYS[way]) for steps in FEW_AND_MORE)
     assert few == more
